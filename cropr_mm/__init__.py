@@ -1,0 +1,35 @@
+"""Token pruning for plain Vision Transformers on dense prediction, for OpenMMLab.
+
+Importing the package registers everything in mmengine's root registries:
+``custom_imports = dict(imports=['cropr_mm'])``.
+"""
+
+from .engine import CroprHook
+from .models import (
+    BasePruner,
+    CroprPruner,
+    CroprViT,
+    MultiLabelAuxHead,
+    PatchSegAuxHead,
+    RandomPruner,
+    Schedule,
+    SimpleFeaturePyramid,
+    TokenReinsertion,
+)
+from .tokens import SparseFeature
+from .version import __version__
+
+__all__ = [
+    'BasePruner',
+    'CroprHook',
+    'CroprPruner',
+    'CroprViT',
+    'MultiLabelAuxHead',
+    'PatchSegAuxHead',
+    'RandomPruner',
+    'Schedule',
+    'SimpleFeaturePyramid',
+    'SparseFeature',
+    'TokenReinsertion',
+    '__version__',
+]

@@ -1,0 +1,3 @@
+from .cropr_hook import CroprHook
+
+__all__ = ['CroprHook']

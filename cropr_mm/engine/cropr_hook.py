@@ -1,0 +1,95 @@
+"""The one hook that training with Cropr needs."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from ..models.vit import CroprViT
+
+
+@HOOKS.register_module()
+class CroprHook(Hook):
+    """Adds the auxiliary losses to the model's loss dict and ramps the pruning rate up (curriculum).
+
+    The losses join through a PyTorch forward hook on the unwrapped model, inside the wrapped model's forward, so
+    that DDP, AMP, gradient accumulation and EMA see one ordinary loss. ``cropr.loss_aux`` is the sum over all
+    modules (weight 1, arXiv 2412.00965); ``cropr.aux.{i}`` is the value of each module, for the log alone.
+
+    The rate follows from the iteration number alone, so a resumed run continues exactly. It holds in training;
+    validation prunes at the full rate.
+
+    Args:
+        ramp: share of all training iterations, 0 to 1, over which the rate grows linearly from 0 to its final
+            value. 0 prunes at the full rate from the start.
+
+    Raises:
+        ValueError: ``ramp`` out of range, or a model without a CroprViT.
+    """
+
+    priority = 'NORMAL'
+
+    def __init__(self, ramp: float = 0.5) -> None:
+        if isinstance(ramp, bool) or not isinstance(ramp, (int, float)) or not 0 <= ramp <= 1:
+            raise ValueError(f'CroprHook.ramp={ramp!r}; a share of the training between 0 and 1 is expected')
+        self.ramp = ramp
+        self._backbones: list[CroprViT] = []
+        self._handle: RemovableHandle | None = None
+
+    def before_train(self, runner: Runner) -> None:
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        self.attach(model)
+        self._set_progress(runner)
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        self._set_progress(runner)
+
+    def after_train(self, runner: Runner) -> None:
+        self.detach()
+
+    def attach(self, model: nn.Module) -> None:
+        """Register on an unwrapped model; a second call replaces the first."""
+        self.detach()
+        self._backbones = [m for m in model.modules() if isinstance(m, CroprViT)]
+        if not self._backbones:
+            raise ValueError(
+                f'CroprHook: {type(model).__name__} has no CroprViT; set model.backbone.type to '
+                "'CroprViT' or take the hook out of custom_hooks"
+            )
+        for backbone in self._backbones:
+            backbone.aux_is_read = True
+        self._handle = model.register_forward_hook(self._add_losses, with_kwargs=True)
+
+    def detach(self) -> None:
+        """Take everything back that ``attach`` did."""
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+        for backbone in self._backbones:
+            backbone.aux_is_read = False
+            backbone.pruning_progress = 1.0
+        self._backbones = []
+
+    def _set_progress(self, runner: Runner) -> None:
+        ramp_iters = self.ramp * runner.max_iters
+        progress = min(1.0, runner.iter / ramp_iters) if ramp_iters else 1.0
+        for backbone in self._backbones:
+            backbone.pruning_progress = progress
+
+    def _add_losses(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        call = inspect.signature(model.forward).bind(*args, **kwargs)
+        call.apply_defaults()
+        if call.arguments.get('mode') != 'loss' or not isinstance(output, dict):
+            return None
+        losses: dict[str, Any] = {}
+        for backbone in self._backbones:
+            for key, value in backbone.aux_losses(call.arguments['data_samples']).items():
+                losses[f'cropr.{key}'] = losses.get(f'cropr.{key}', 0) + value
+        return {**output, **losses}

@@ -1,0 +1,201 @@
+"""The parts of a plain Vision Transformer, with the parameter names that timm uses."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .archs import Arch
+
+
+class PatchEmbed(nn.Module):
+    """Images to patch tokens: one convolution with stride = kernel = patch size."""
+
+    def __init__(self, patch_size: int, in_channels: int, embed_dim: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.proj = nn.Conv2d(in_channels, embed_dim, patch_size, patch_size)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """(B, 3, H, W), any H and W → tokens (B, N, D) in raster order and the patch grid.
+
+        Sides that are no multiple of the patch size are padded with zeros on the right and at the bottom.
+        """
+        height, width = images.shape[-2:]
+        pad_h, pad_w = -height % self.patch_size, -width % self.patch_size
+        if pad_h or pad_w:
+            images = F.pad(images, (0, pad_w, 0, pad_h))
+        x = self.proj(images)
+        return x.flatten(2).transpose(1, 2), (x.shape[2], x.shape[3])
+
+
+def resize_position_embedding(pos_embed: Tensor, old: tuple[int, int], new: tuple[int, int], prefix: int) -> Tensor:
+    """Resize an absolute position embedding (1, prefix + N, D) from one grid to another.
+
+    Bicubic with antialiasing, as timm does; the prefix tokens' embeddings stay as they are.
+    """
+    if old == new:
+        return pos_embed
+    head, grid = pos_embed[:, :prefix], pos_embed[:, prefix:]
+    grid = grid.float().unflatten(1, old).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid, size=new, mode='bicubic', antialias=True, align_corners=False)
+    return torch.cat([head, grid.flatten(2).transpose(1, 2).to(head.dtype)], dim=1)
+
+
+def rotary_table(grid: tuple[int, int], head_dim: int, reference: int, prefix: int, device: torch.device) -> Tensor:
+    """Angles of the axial rotary embedding for each token (EVA-02, arXiv 2303.11331, section 2).
+
+    Half of the channel pairs turn with the row, half with the column, both scaled so that any grid spans
+    ``reference`` patches.
+
+    Returns:
+        (prefix + N, 2, head_dim / 2) float32: cosine and sine for each channel pair; prefix tokens do not turn.
+    """
+    bands = 10000.0 ** -(torch.arange(head_dim // 4, device=device, dtype=torch.float32) / (head_dim // 4))
+    rows, columns = (torch.arange(side, device=device, dtype=torch.float32) / side * reference for side in grid)
+    angle = torch.cat(
+        [
+            (rows[:, None, None] * bands).expand(-1, grid[1], -1),
+            (columns[None, :, None] * bands).expand(grid[0], -1, -1),
+        ],
+        dim=-1,
+    ).flatten(0, 1)
+    angle = F.pad(angle, (0, 0, prefix, 0))
+    return torch.stack([angle.cos(), angle.sin()], dim=1)
+
+
+def apply_rotary(x: Tensor, rotary: Tensor) -> Tensor:
+    """Turn neighbouring channel pairs of queries or keys.
+
+    Args:
+        x: (B, M, heads, head_dim).
+        rotary: (M, 2, head_dim / 2), or (B, M, 2, head_dim / 2) where each sample has its own tokens.
+    """
+    cos, sin = rotary.to(x.dtype).unsqueeze(-3).unbind(-2)
+    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over the tokens that are there (fused kernel)."""
+
+    def __init__(self, arch: Arch) -> None:
+        super().__init__()
+        dim = arch.embed_dim
+        self.num_heads = arch.num_heads
+        self.fused, self.key_bias = arch.qkv_fused, arch.key_bias
+        if not arch.qkv_fused:
+            self.q_proj = nn.Linear(dim, dim)
+            self.k_proj = nn.Linear(dim, dim, bias=arch.key_bias)
+            self.v_proj = nn.Linear(dim, dim)
+        else:
+            self.qkv = nn.Linear(dim, 3 * dim, bias=arch.key_bias)
+            if not arch.key_bias:
+                self.q_bias = nn.Parameter(torch.zeros(dim))
+                self.v_bias = nn.Parameter(torch.zeros(dim))
+        self.proj = nn.Linear(dim, dim)
+
+    def _qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        heads = (self.num_heads, -1)
+        if not self.fused:
+            projections = (self.q_proj, self.k_proj, self.v_proj)
+            q, k, v = (proj(x).unflatten(-1, heads) for proj in projections)
+        else:
+            bias = self.qkv.bias if self.key_bias else torch.cat([self.q_bias, self.q_bias * 0, self.v_bias])
+            q, k, v = F.linear(x, self.qkv.weight, bias).unflatten(-1, (3, *heads)).unbind(2)
+        return q, k, v
+
+    def forward(self, x: Tensor, rotary: Tensor | None = None) -> Tensor:
+        """(B, M, D) → (B, M, D)."""
+        q, k, v = self._qkv(x)
+        if rotary is not None:
+            q, k = apply_rotary(q, rotary), apply_rotary(k, rotary)
+        x = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        return self.proj(x.transpose(1, 2).flatten(2))
+
+
+class Mlp(nn.Module):
+    """Linear, GELU, linear."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class SwiGLU(nn.Module):
+    """SiLU-gated MLP (Shazeer, arXiv 2002.05202), with an optional norm before the last layer.
+
+    ``packed`` holds gate and value in one layer ``fc1``, otherwise in ``fc1_g`` and ``fc1_x``.
+    """
+
+    def __init__(self, dim: int, hidden: int, packed: bool, sub_norm: bool) -> None:
+        super().__init__()
+        self.packed = packed
+        if packed:
+            self.fc1 = nn.Linear(dim, 2 * hidden)
+        else:
+            self.fc1_g = nn.Linear(dim, hidden)
+            self.fc1_x = nn.Linear(dim, hidden)
+        self.norm = nn.LayerNorm(hidden, eps=1e-6) if sub_norm else nn.Identity()
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.fc1(x).chunk(2, dim=-1) if self.packed else (self.fc1_g(x), self.fc1_x(x))
+        return self.fc2(self.norm(F.silu(gate) * value))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth per sample (Huang et al., arXiv 1603.09382)."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return x
+        keep = 1 - self.rate
+        return x * x.new_empty(x.shape[0], 1, 1).bernoulli_(keep).div_(keep)
+
+    def extra_repr(self) -> str:
+        return f'rate={self.rate:.3f}'
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, arch: Arch, drop_path: float) -> None:
+        super().__init__()
+        dim, hidden = arch.embed_dim, int(arch.embed_dim * arch.mlp_ratio)
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = Attention(arch)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp: nn.Module = Mlp(dim, hidden)
+        if arch.mlp != 'gelu':
+            self.mlp = SwiGLU(dim, hidden, packed=arch.mlp == 'swiglu_packed', sub_norm=arch.sub_norm)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor, rotary: Tensor | None = None) -> Tensor:
+        """(B, M, D) → (B, M, D)."""
+        x = x + self.drop_path(self.attn(self.norm1(x), rotary))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+def init_vit_weights(module: nn.Module) -> None:
+    """Truncated normal with std 0.02 for linear layers, biases 0; Lecun normal for the patch embedding."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Conv2d):
+        fan_in = module.weight[0].numel()
+        nn.init.trunc_normal_(module.weight, std=math.sqrt(1 / fan_in))
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,134 @@
+"""Auxiliary heads: the task that teaches a scorer which tokens matter. They exist in training only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+
+class BaseAuxHead(nn.Module):
+    """LayerNorm and a linear layer on the aggregated tokens (arXiv 2412.00965, section 3.2).
+
+    Args:
+        num_classes: classes C of the task.
+        embed_dim: channels D of a token.
+        num_queries: queries N that the scorer has for this head.
+    """
+
+    def __init__(self, num_classes: int, embed_dim: int, num_queries: int) -> None:
+        super().__init__()
+        if not isinstance(num_classes, int) or num_classes < 1:
+            raise ValueError(f'aux_head.num_classes={num_classes!r}; a positive integer is expected')
+        self.num_classes = num_classes
+        self.num_queries = num_queries
+        self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.fc = nn.Linear(embed_dim, num_classes)
+        nn.init.trunc_normal_(self.fc.weight, std=0.02)
+        nn.init.zeros_(self.fc.bias)
+
+    def forward(self, aggregated: Tensor) -> Tensor:
+        """(B, N, D) → logits (B, N, C)."""
+        return self.fc(self.norm(aggregated))
+
+    def loss(self, logits: Tensor, data_samples: Sequence[Any], grid: tuple[int, int]) -> Tensor:
+        """Auxiliary loss.
+
+        Args:
+            logits: (B, N, C).
+            data_samples: the B data samples that mm's data set gave, as the main head gets them.
+            grid: (H, W), the patch grid of these images.
+
+        Returns:
+            A scalar, mean over what has a label; 0 (with gradient 0) where nothing has one.
+        """
+        raise NotImplementedError
+
+
+@MODELS.register_module()
+class PatchSegAuxHead(BaseAuxHead):
+    """The class of each patch, one query per patch of the training grid: cross-entropy (segmentation, as published).
+
+    The target is the label map at the centre of each patch (nearest). Images on another grid are read at the
+    training grid's resolution.
+
+    Args:
+        num_classes: classes C.
+        ignore_index: label that counts for nothing.
+        embed_dim, grid, patch_size: filled in by CroprViT.
+    """
+
+    def __init__(
+        self, num_classes: int, embed_dim: int, grid: tuple[int, int], patch_size: int, ignore_index: int = 255
+    ) -> None:
+        super().__init__(num_classes, embed_dim, num_queries=grid[0] * grid[1])
+        self.grid = grid
+        self.patch_size = patch_size
+        self.ignore_index = ignore_index
+
+    def loss(self, logits: Tensor, data_samples: Sequence[Any], grid: tuple[int, int]) -> Tensor:
+        target = torch.stack([self._target(s, grid) for s in data_samples]).to(logits.device)
+        total = F.cross_entropy(logits.float().transpose(1, 2), target, ignore_index=self.ignore_index, reduction='sum')
+        return total / (target != self.ignore_index).sum().clamp(min=1)
+
+    def _target(self, sample: Any, grid: tuple[int, int]) -> Tensor:
+        label = label_map(sample, type(self).__name__)
+        # The backbone pads images to whole patches; the padding has no label.
+        pad_h, pad_w = grid[0] * self.patch_size - label.shape[-2], grid[1] * self.patch_size - label.shape[-1]
+        label = F.pad(label, (0, pad_w, 0, pad_h), value=self.ignore_index)
+        return F.interpolate(label[None].float(), size=self.grid, mode='nearest-exact').flatten().long()
+
+
+@MODELS.register_module()
+class MultiLabelAuxHead(BaseAuxHead):
+    """Which classes are in the image, one query: sigmoid binary cross-entropy.
+
+    The published proxy for detection; works on every task, since the classes come from the boxes, the label map
+    or the image labels, whatever the data sample has.
+
+    Args:
+        num_classes: classes C.
+        ignore_index: value of a label map that is no class.
+        embed_dim, grid, patch_size: filled in by CroprViT.
+    """
+
+    def __init__(
+        self, num_classes: int, embed_dim: int, grid: tuple[int, int], patch_size: int, ignore_index: int = 255
+    ) -> None:
+        super().__init__(num_classes, embed_dim, num_queries=1)
+        self.ignore_index = ignore_index
+
+    def loss(self, logits: Tensor, data_samples: Sequence[Any], grid: tuple[int, int]) -> Tensor:
+        target = logits.new_zeros((len(logits), self.num_classes), dtype=torch.float32)
+        for row, sample in zip(target, data_samples):
+            row[self._classes(sample)] = 1
+        return F.binary_cross_entropy_with_logits(logits.float().squeeze(1), target)
+
+    def _classes(self, sample: Any) -> Tensor:
+        if 'gt_instances' in sample:
+            labels = sample.gt_instances.labels
+        elif 'gt_label' in sample:
+            labels = sample.gt_label.label if hasattr(sample.gt_label, 'label') else sample.gt_label
+        else:
+            labels = label_map(sample, type(self).__name__, 'gt_instances, gt_label or gt_sem_seg')
+        classes = labels.unique()
+        classes = classes[classes != self.ignore_index]
+        if classes.numel() and not 0 <= int(classes.min()) <= int(classes.max()) < self.num_classes:
+            raise ValueError(
+                f'{type(self).__name__}: num_classes={self.num_classes}, but the labels of the batch '
+                f'hold class {int(classes.max()) if int(classes.min()) >= 0 else int(classes.min())}; '
+                f'0 to {self.num_classes - 1} and {self.ignore_index} (ignored) are valid'
+            )
+        return classes.long()
+
+
+def label_map(sample: Any, who: str, needs: str = 'gt_sem_seg') -> Tensor:
+    """Label map (1, H, W) of a data sample."""
+    if 'gt_sem_seg' not in sample:
+        raise KeyError(f'{who} needs data samples with {needs}; this one has {", ".join(sample.keys()) or "nothing"}')
+    data = sample.gt_sem_seg.data if hasattr(sample.gt_sem_seg, 'data') else sample.gt_sem_seg.sem_seg
+    return data if data.ndim == 3 else data[None]

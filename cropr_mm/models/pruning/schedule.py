@@ -1,0 +1,153 @@
+"""How many tokens leave where: pure arithmetic, no tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+FUSIONS = ('last_layer', None)
+
+
+class Schedule:
+    """Token counts of a pruned Vision Transformer.
+
+    A module sits behind a block and takes patch tokens aside; prefix tokens always go on. Behind every block
+    but the last two with Last Layer Fusion (what leaves the last but one is joined with everything at once),
+    behind every block but the last without (arXiv 2412.00965, section 3).
+
+    Args:
+        depth: blocks of the transformer.
+        grid: (H, W), the patch grid at the training size.
+        rate: constant rate. An int is the number of tokens that leave at each module on ``grid``, in proportion
+            on any other; a float is the share of all patch tokens that leaves at each module, between 0 and 1.
+        keep: instead of ``rate``: ``{block: ratio}``, the share of all patch tokens that goes on behind that
+            block, between 0 and 1 and falling (one-shot: one entry; stepwise: several).
+        blocks: with ``rate``: the blocks that have a module behind them; all possible ones by default.
+        round_to: what goes on, prefix included, is the multiple of this nearest to the plan (matrix kernels
+            run slower on odd sizes). 1 switches rounding off.
+        fusion: ``'last_layer'`` or None.
+
+    Attributes:
+        blocks: the block in front of each module, ascending.
+
+    Raises:
+        ValueError: a setting that leaves no patch token, or out of range; the message names the key.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        grid: tuple[int, int],
+        *,
+        rate: float | None = None,
+        keep: Mapping[int, float] | None = None,
+        blocks: Sequence[int] | None = None,
+        round_to: int = 8,
+        fusion: str | None = 'last_layer',
+    ) -> None:
+        if fusion not in FUSIONS:
+            raise ValueError(f"pruning.fusion={fusion!r} is unknown; valid are 'last_layer' and None")
+        if not isinstance(round_to, int) or round_to < 1:
+            raise ValueError(f'pruning.round_to={round_to!r}; a positive integer is expected')
+        if (rate is None) == (keep is None):
+            raise ValueError(f'pruning.rate={rate!r} and pruning.keep={keep!r}; exactly one of them is expected')
+        last = depth - (3 if fusion else 2)
+        if last < 0:
+            raise ValueError(f'pruning needs at least {depth - last} blocks with fusion={fusion!r}; arch has {depth}')
+        self.num_patches: int = grid[0] * grid[1]
+        self.round_to: int = int(round_to)
+        self.rate: float | None = rate
+        self.keep: tuple[float, ...] = ()
+        self.blocks: tuple[int, ...] = ()
+        if keep is not None:
+            self.blocks, self.keep = self._check_keep(keep, blocks, last)
+        else:
+            self.blocks = self._check_blocks(range(last + 1) if blocks is None else blocks, last)
+            self._check_rate()
+
+    def _check_blocks(self, blocks: Sequence[int], last: int) -> tuple[int, ...]:
+        bad = [b for b in blocks if not isinstance(b, int) or not 0 <= b <= last]
+        if bad or len(set(blocks)) != len(blocks) or not len(blocks):
+            raise ValueError(f'pruning.blocks={list(blocks)}; different integers from 0 to {last} are expected')
+        return tuple(sorted(int(b) for b in blocks))
+
+    def _check_keep(
+        self, keep: Mapping[int, float], blocks: Sequence[int] | None, last: int
+    ) -> tuple[tuple[int, ...], tuple[float, ...]]:
+        if blocks is not None:
+            raise ValueError(f'pruning.blocks={list(blocks)} goes with pruning.rate; pruning.keep names its own blocks')
+        # Config files written as JSON or YAML give the block numbers as strings.
+        plan = {int(b) if isinstance(b, str) and b.isdigit() else b: ratio for b, ratio in keep.items()}
+        order = self._check_blocks(list(plan), last)
+        ratios = tuple(float(plan[b]) for b in order)
+        if any(not 0 < r <= 1 for r in ratios) or any(a < b for a, b in zip(ratios, ratios[1:])):
+            raise ValueError(
+                f'pruning.keep={dict(keep)}; ratios above 0, at most 1 and falling from block to block are expected'
+            )
+        if ratios[-1] * self.num_patches < 1:
+            raise ValueError(
+                f'pruning.keep={dict(keep)} leaves {ratios[-1] * self.num_patches:.2f} of '
+                f'{self.num_patches} tokens behind block {order[-1]}; at least one must stay'
+            )
+        return order, ratios
+
+    def _check_rate(self) -> None:
+        rate = self.rate
+        if isinstance(rate, bool) or not isinstance(rate, (int, float)) or rate < 0:
+            raise ValueError(f'pruning.rate={rate!r}; an integer (tokens) or a share between 0 and 1 is expected')
+        if not isinstance(rate, int) and not rate < 1:
+            raise ValueError(f'pruning.rate={rate!r}; a share below 1 is expected (an integer for tokens)')
+        leaving = rate if isinstance(rate, int) else rate * self.num_patches
+        for module, block in enumerate(self.blocks, 1):
+            left = self.num_patches - leaving * module
+            if left < 1:
+                most = (self.num_patches - 1) / len(self.blocks)
+                limit = f'{int(most)}' if isinstance(rate, int) else f'{most / self.num_patches:.4f}'
+                raise ValueError(
+                    f'pruning.rate={rate} leaves {left:g} of {self.num_patches} tokens behind block '
+                    f'{block}; at most {limit} fits {len(self.blocks)} modules'
+                )
+
+    def _plan(self, patches: int, progress: float) -> list[float]:
+        """Patch tokens that should remain behind each module."""
+        if self.keep:
+            return [patches * (1 - (1 - ratio) * progress) for ratio in self.keep]
+        rate = self.rate or 0
+        if isinstance(rate, int):  # the curriculum moves in whole tokens
+            leaving = math.floor(rate * progress) * patches / self.num_patches
+        else:
+            leaving = rate * progress * patches
+        return [patches - leaving * module for module in range(1, len(self.blocks) + 1)]
+
+    def counts(self, grid: tuple[int, int], prefix: int = 0, progress: float = 1.0) -> list[int]:
+        """Tokens that leave each module.
+
+        Args:
+            grid: (H, W), the patch grid of the images at hand.
+            prefix: class and register tokens in front of the patch tokens.
+            progress: 0 to 1, the share of the final rate (curriculum).
+
+        Returns:
+            One count per module; their sum is always below ``H * W``.
+        """
+        patches = grid[0] * grid[1]
+        current, counts = patches + prefix, []
+        for remaining in self._plan(patches, progress):
+            total = remaining + prefix
+            if remaining < patches and self.round_to > 1:
+                # Nearest multiple, halves down. A plan too small for one multiple stands as it is.
+                total = math.ceil((total - self.round_to / 2) / self.round_to) * self.round_to or total
+            left = min(max(math.ceil(total), prefix + 1), current)
+            counts.append(current - left)
+            current = left
+        return counts
+
+    def tokens_per_block(self, depth: int, grid: tuple[int, int], prefix: int = 0, fusion: bool = True) -> list[int]:
+        """Tokens, prefix included, that each block processes at the full rate."""
+        current = grid[0] * grid[1] + prefix
+        leaving = dict(zip(self.blocks, self.counts(grid, prefix)))
+        full, tokens = current, []
+        for block in range(depth):
+            tokens.append(full if fusion and block == depth - 1 else current)
+            current -= leaving.get(block, 0)
+        return tokens

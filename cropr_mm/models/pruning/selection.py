@@ -1,0 +1,70 @@
+"""Ranking, splitting and joining of tokens. Nobody else permutes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...tokens import take_rows
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Tokens in any order.
+
+    Attributes:
+        x: (B, M, D), prefix tokens first where there are any.
+        position: (B, M) int64. Prefix tokens are 0 … P-1, the patch at raster position i is P + i.
+    """
+
+    x: Tensor
+    position: Tensor
+
+
+def rank(scores: Tensor) -> Tensor:
+    """Order of the tokens, best first.
+
+    Args:
+        scores: (B, N); higher stays. NaN ranks last. Ties keep their order.
+
+    Returns:
+        (B, N) int64, a permutation of 0 … N-1 for each sample, whatever the scores are.
+    """
+    return scores.masked_fill(scores.isnan(), -torch.inf).argsort(dim=1, descending=True, stable=True)
+
+
+def split(tokens: Tokens, scores: Tensor, count: int, prefix: int) -> tuple[Tokens, Tokens]:
+    """Take the ``count`` lowest tokens aside.
+
+    Args:
+        tokens: (B, P + N, D), prefix first.
+        scores: (B, N) of the patch tokens.
+        count: 0 ≤ count < N.
+        prefix: P; these tokens always go on.
+
+    Returns:
+        What goes on (P + N - count tokens, prefix first) and what is taken aside (count tokens).
+    """
+    order = rank(scores) + prefix
+    head = torch.arange(prefix, device=order.device).expand(len(order), prefix)
+    kept, aside = order.split([order.shape[1] - count, count], dim=1)
+    return _take(tokens, torch.cat([head, kept], dim=1)), _take(tokens, aside)
+
+
+def _take(tokens: Tokens, rows: Tensor) -> Tokens:
+    return Tokens(take_rows(tokens.x, rows), take_rows(tokens.position, rows))
+
+
+def concat(parts: Sequence[Tokens]) -> Tokens:
+    """Join what goes on (first) with what was taken aside, in no particular order."""
+    return Tokens(torch.cat([p.x for p in parts], dim=1), torch.cat([p.position for p in parts], dim=1))
+
+
+def restore(parts: Sequence[Tokens]) -> Tensor:
+    """Join parts that together hold every position once, in raster order: (B, P + N, D)."""
+    joined = concat(parts)
+    slot = torch.arange(joined.position.shape[1], device=joined.position.device).expand_as(joined.position)
+    return take_rows(joined.x, torch.empty_like(joined.position).scatter_(1, joined.position, slot))

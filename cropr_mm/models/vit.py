@@ -1,0 +1,284 @@
+"""The plain Vision Transformer, dense or with tokens taken aside block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from mmengine.model import BaseModule
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from ..checkpoint import load_vit_weights
+from ..tokens import SparseFeature
+from .archs import resolve_arch
+from .layers import Block, PatchEmbed, init_vit_weights, resize_position_embedding, rotary_table
+from .pruning import BasePruner, Schedule
+from .pruning.selection import Tokens, concat, restore, split
+
+PruneListener = Callable[[int, int, Tensor, Tensor], None]
+_PRUNING_KEYS = ('pruner', 'rate', 'keep', 'blocks', 'round_to', 'fusion', 'deploy')
+
+
+@MODELS.register_module()
+class CroprViT(BaseModule):
+    """Plain Vision Transformer whose blocks may take unimportant tokens aside (Token Cropr, arXiv 2412.00965).
+
+    Parameters carry timm's names, so that published weights load as they are, through ``init_cfg`` alone.
+
+    Args:
+        arch: a name (``'vit-tiny|small|base|large|huge'``, ``'eva02-tiny|small|base|large'``) or a dict with
+            ``family``, ``embed_dim``, ``depth``, ``num_heads`` and, if it differs from the family's, any other
+            field of :class:`~cropr_mm.models.archs.Arch`.
+        img_size: side of the training images in pixels, or (H, W). Other sizes work too.
+        patch_size: pixels per patch side.
+        in_channels: channels of the images.
+        out_indices: blocks whose output is returned; negative ones count from the end.
+        drop_path_rate: stochastic depth of the last block, growing linearly from 0. With Last Layer Fusion the
+            last block itself has none, as published.
+        final_norm: whether the output of the last block is normalised.
+        pruning: None for the dense model, or a dict: ``pruner`` (config of a :class:`BasePruner`), the arguments
+            of :class:`Schedule` (``rate`` or ``keep``, ``blocks``, ``round_to``, ``fusion``).
+        init_cfg: ``dict(type='Pretrained', checkpoint=path)`` loads published weights.
+
+    Attributes:
+        pruning_progress: 0 to 1, the share of the final rate that training prunes (curriculum). Evaluation always
+            prunes at the full rate.
+        prune_listeners: functions ``f(module, block, kept, removed)`` called at each module in each forward with
+            the raster positions (B, K) and (B, R) of the patch tokens that go on and of those taken aside.
+
+    Raises:
+        ValueError: a setting out of range; the message names the key, the value and what is valid.
+    """
+
+    def __init__(
+        self,
+        arch: str | dict[str, Any],
+        img_size: int | Sequence[int] = 224,
+        patch_size: int = 16,
+        in_channels: int = 3,
+        out_indices: int | Sequence[int] = -1,
+        drop_path_rate: float = 0.0,
+        final_norm: bool = True,
+        pruning: dict[str, Any] | None = None,
+        init_cfg: dict[str, Any] | list[dict[str, Any]] | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        self.arch = resolve_arch(arch)
+        self.embed_dims, self.depth = self.arch.embed_dim, self.arch.depth
+        self.patch_size = _positive('patch_size', patch_size)
+        sides = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+        if len(sides) != 2:
+            raise ValueError(f'img_size={img_size!r}; an integer or (H, W) is expected')
+        self.grid = self.grid_of(_positive('img_size', sides[0]), _positive('img_size', sides[1]))
+        self.num_prefix_tokens = int(self.arch.class_token)
+        self.out_indices = self._resolve_out_indices(out_indices)
+        if not 0 <= drop_path_rate < 1:
+            raise ValueError(f'drop_path_rate={drop_path_rate!r}; 0 or more and below 1 is expected')
+
+        dim, prefix = self.embed_dims, self.num_prefix_tokens
+        self.patch_embed = PatchEmbed(self.patch_size, in_channels, dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if prefix else None
+        self.pos_embed = nn.Parameter(torch.zeros(1, prefix + self.grid[0] * self.grid[1], dim))
+        self.schedule, self.fusion, self.pruners = self._build_pruning(pruning)
+        rates = torch.linspace(0, drop_path_rate, self.depth).tolist()
+        if self.fusion:
+            rates[-1] = 0.0
+        self.blocks = nn.ModuleList(Block(self.arch, rate) for rate in rates)
+        self.norm = nn.LayerNorm(dim, eps=1e-6) if final_norm else nn.Identity()
+        for part in (self.patch_embed, self.blocks):
+            part.apply(init_vit_weights)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        if self.cls_token is not None:
+            nn.init.trunc_normal_(self.cls_token, std=0.02)
+
+        self.pruning_progress = 1.0
+        self.prune_listeners: list[PruneListener] = []
+        self.aux_is_read = False  # set by CroprHook, which reads the auxiliary losses of every step
+        self._aux: list[tuple[Tensor, tuple[int, int]] | None] = []
+
+    # --- construction -----------------------------------------------------------------------------------------
+
+    def _resolve_out_indices(self, out_indices: int | Sequence[int]) -> tuple[int, ...]:
+        wanted = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
+        resolved = tuple(i + self.depth if i < 0 else i for i in wanted)
+        if not resolved or any(not 0 <= i < self.depth for i in resolved) or list(resolved) != sorted(set(resolved)):
+            raise ValueError(
+                f'out_indices={out_indices!r}; different ascending blocks of the {self.depth} '
+                f'(0 to {self.depth - 1}, or negative from the end) are expected'
+            )
+        return resolved
+
+    def _build_pruning(self, pruning: dict[str, Any] | None) -> tuple[Schedule | None, bool, nn.ModuleList]:
+        if pruning is None:
+            return None, False, nn.ModuleList()
+        if not isinstance(pruning, Mapping) or 'pruner' not in pruning:
+            raise ValueError(f'pruning={pruning!r}; None or a dict with pruner and rate or keep is expected')
+        settings = dict(pruning)
+        unknown = sorted(set(settings) - set(_PRUNING_KEYS))
+        if unknown:
+            raise ValueError(f'pruning has unknown keys {", ".join(unknown)}; valid are {", ".join(_PRUNING_KEYS)}')
+        pruner = dict(settings.pop('pruner'))
+        if settings.pop('deploy', False):
+            pruner['deploy'] = True
+        schedule = Schedule(self.depth, self.grid, **settings)
+        shape = dict(embed_dim=self.embed_dims, grid=self.grid, patch_size=self.patch_size)
+        pruners = nn.ModuleList(MODELS.build({**shape, **pruner}) for _ in schedule.blocks)
+        for built in pruners:
+            if not isinstance(built, BasePruner):
+                raise TypeError(f'pruning.pruner.type={pruner.get("type")!r} is no BasePruner')
+        return schedule, settings.get('fusion', 'last_layer') is not None, pruners
+
+    def init_weights(self) -> None:
+        """Load ``init_cfg``'s checkpoint, if any; otherwise the initial values of the constructor stay."""
+        if isinstance(self.init_cfg, dict) and self.init_cfg.get('type') == 'Pretrained':
+            load_vit_weights(self, self.init_cfg['checkpoint'])
+            self._is_init = True
+        else:
+            super().init_weights()
+
+    # --- forward ----------------------------------------------------------------------------------------------
+
+    def grid_of(self, height: int, width: int) -> tuple[int, int]:
+        """Patch grid (H, W) of an image of ``height`` × ``width`` pixels."""
+        return -(-height // self.patch_size), -(-width // self.patch_size)
+
+    def forward(self, images: Tensor) -> tuple[SparseFeature, ...]:
+        """Features of the blocks ``out_indices``.
+
+        Args:
+            images: (B, 3, H, W) with any H and W; padded to whole patches on the right and at the bottom.
+
+        Returns:
+            One SparseFeature per level. A level in front of the last block holds every token as it was when it
+            was last processed.
+        """
+        x, grid = self._embed(images)
+        angles = self._rotary(grid, images.device)
+        raster = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
+        tokens = Tokens(x, raster)
+        rotary = angles
+        aside: list[Tokens] = []
+        levels: list[SparseFeature] = []
+        modules = self._leaving(grid)
+        self._start_auxiliary()
+        for i, block in enumerate(self.blocks):
+            last = i == self.depth - 1
+            if last and self.fusion and aside:
+                # Last Layer Fusion. Back in raster order first: the last block then needs no positions of its
+                # own per sample, and its output no further permutation.
+                tokens = Tokens(restore([tokens, *aside]), raster)
+                rotary, aside = angles, []
+            tokens = Tokens(block(tokens.x, rotary), tokens.position)
+            if i in self.out_indices:
+                levels.append(self._level(tokens, aside, grid, last))
+            if i in modules:
+                module, count = modules[i]
+                tokens, removed = self._prune(module, i, tokens, count, grid)
+                if count:
+                    aside.append(removed)
+                    rotary = (
+                        None
+                        if angles is None
+                        else angles.index_select(0, tokens.position.flatten()).unflatten(0, tokens.position.shape)
+                    )
+        return tuple(levels)
+
+    def _embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        x, grid = self.patch_embed(images)
+        if self.cls_token is not None:
+            x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
+        return x + resize_position_embedding(self.pos_embed, self.grid, grid, self.num_prefix_tokens), grid
+
+    def _rotary(self, grid: tuple[int, int], device: torch.device) -> Tensor | None:
+        if not self.arch.rotary:
+            return None
+        head_dim = self.embed_dims // self.arch.num_heads
+        return rotary_table(grid, head_dim, self.arch.rotary_ref, self.num_prefix_tokens, device)
+
+    def _leaving(self, grid: tuple[int, int]) -> dict[int, tuple[int, int]]:
+        """Block → (module, tokens that leave)."""
+        if self.schedule is None:
+            return {}
+        progress = self.pruning_progress if self.training else 1.0
+        counts = self.schedule.counts(grid, self.num_prefix_tokens, progress)
+        return {block: (module, counts[module]) for module, block in enumerate(self.schedule.blocks)}
+
+    def _pruner(self, module: int) -> BasePruner:
+        return cast(BasePruner, self.pruners[module])
+
+    def _prune(
+        self, module: int, block: int, tokens: Tokens, count: int, grid: tuple[int, int]
+    ) -> tuple[Tokens, Tokens]:
+        pruner, prefix = self._pruner(module), self.num_prefix_tokens
+        if self.training and torch.is_grad_enabled():
+            logits = pruner.predict(tokens.x)
+            self._aux.append(None if logits is None else (logits, grid))
+        if not count and not self.prune_listeners:
+            return tokens, Tokens(tokens.x[:, :0], tokens.position[:, :0])
+        patches = tokens.position[:, prefix:] - prefix
+        scores = pruner.score(tokens.x[:, prefix:].detach(), patches, grid)
+        kept, removed = split(tokens, scores, count, prefix)
+        for listener in self.prune_listeners:
+            listener(module, block, kept.position[:, prefix:] - prefix, removed.position - prefix)
+        return kept, removed
+
+    def _level(self, tokens: Tokens, aside: list[Tokens], grid: tuple[int, int], last: bool) -> SparseFeature:
+        prefix, active = self.num_prefix_tokens, tokens.x.shape[1] - self.num_prefix_tokens
+        complete = active == grid[0] * grid[1]
+        joined = concat([tokens, *aside]) if aside else tokens
+        x = self.norm(joined.x) if last else joined.x
+        return SparseFeature(
+            x[:, prefix:],
+            None if complete else joined.position[:, prefix:] - prefix,
+            grid,
+            num_active=None if complete else active,
+            prefix=x[:, :prefix] if prefix else None,
+        )
+
+    # --- auxiliary losses -------------------------------------------------------------------------------------
+
+    def _start_auxiliary(self) -> None:
+        if self.training and not self.aux_is_read and any(self._aux):
+            raise RuntimeError(
+                'CroprViT: the auxiliary predictions of the last training step were not used, so the pruners learn '
+                "nothing. Add custom_hooks=[dict(type='CroprHook')] to the config, or add "
+                'backbone.aux_losses(data_samples) to your loss; a pruner without parameters (RandomPruner) '
+                'needs neither.'
+            )
+        self._aux = []
+
+    def aux_losses(self, data_samples: Sequence[Any]) -> dict[str, Tensor]:
+        """Auxiliary losses of the last training forward.
+
+        Args:
+            data_samples: the batch's data samples, as the main head gets them.
+
+        Returns:
+            ``'loss_aux'``, the sum over all modules, to be added to the model's loss with weight 1, and
+            ``'aux.{i}'``, the detached value of each module, for the log. Empty where there is nothing to train.
+        """
+        predictions, self._aux = self._aux, []
+        losses = {
+            i: self._pruner(i).aux_loss(p[0], data_samples, p[1]) for i, p in enumerate(predictions) if p is not None
+        }
+        if not losses:
+            return {}
+        return {
+            'loss_aux': torch.stack(list(losses.values())).sum(),
+            **{f'aux.{i}': value.detach() for i, value in losses.items()},
+        }
+
+    # --- deployment -------------------------------------------------------------------------------------------
+
+    def switch_to_deploy(self) -> None:
+        """Fold the queries of every scorer into one vector and drop the auxiliary parts; same output."""
+        for module in range(len(self.pruners)):
+            self._pruner(module).switch_to_deploy()
+
+
+def _positive(key: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f'{key}={value!r}; a positive integer is expected')
+    return value
