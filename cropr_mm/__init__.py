@@ -4,7 +4,7 @@ Importing the package registers everything in mmengine's root registries:
 ``custom_imports = dict(imports=['cropr_mm'])``.
 """
 
-from .engine import CroprHook
+from .engine import CroprHook, allow_mmengine_checkpoints
 from .models import (
     BasePruner,
     CroprPruner,
@@ -18,6 +18,8 @@ from .models import (
 )
 from .tokens import SparseFeature
 from .version import __version__
+
+allow_mmengine_checkpoints()
 
 __all__ = [
     'BasePruner',

@@ -1,3 +1,4 @@
 from .cropr_hook import CroprHook
+from .safe_load import allow_mmengine_checkpoints, check_checkpoint
 
-__all__ = ['CroprHook']
+__all__ = ['CroprHook', 'allow_mmengine_checkpoints', 'check_checkpoint']
