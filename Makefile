@@ -1,0 +1,45 @@
+# What a newcomer types. The set-up itself is in tools/setup_env.py.
+PYTHON    ?= python3
+OPENMMLAB ?= openmmlab
+VENV      ?= $(if $(filter openmmlab,$(OPENMMLAB)),.venv,.venv-$(OPENMMLAB))
+TORCH     ?= 2.13.0
+PY        := $(VENV)/bin/python
+
+.PHONY: help setup test lint demo demo-det data clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo 'make demo       train a pruned segmentor on sample data, evaluate it, compare its speed with dense'
+	@echo 'make demo-det   the same for a Mask R-CNN'
+	@echo 'make test       lint and every test'
+	@echo 'make lint       ruff and mypy'
+	@echo 'make data       write the sample data to data/sample'
+	@echo 'make setup      the environment that all of the above make first when it is missing'
+	@echo 'make clean      remove caches and build products (not $(VENV), data or work_dirs)'
+	@echo 'settings: PYTHON=$(PYTHON) (3.9 to 3.12) VENV=$(VENV) TORCH=$(TORCH) OPENMMLAB=$(OPENMMLAB) (or onedl)'
+
+setup:
+	@$(PYTHON) -c 'from __future__ import annotations' 2>/dev/null || \
+	  { echo "set-up: PYTHON=$(PYTHON) does not run or is too old; valid: Python 3.9 to 3.12" >&2; exit 2; }
+	@$(PYTHON) tools/setup_env.py --venv '$(VENV)' --torch '$(TORCH)' --openmmlab '$(OPENMMLAB)'
+
+lint: setup
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+test: lint
+	$(PY) -m pytest $(PYTEST_ARGS)
+
+demo: setup
+	$(PY) tools/demo.py seg
+
+demo-det: setup
+	$(PY) tools/demo.py det
+
+data: setup
+	$(PY) tools/make_sample_data.py data/sample
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find cropr_mm tests tools configs -name __pycache__ -prune -exec rm -rf {} +
