@@ -1,0 +1,173 @@
+"""From the command line to mmengine's Runner, for mmsegmentation and mmdetection configs alike.
+
+What goes wrong before a run starts (a misspelt path, a data set that is not there, a library that is not
+installed, half a checkpoint) is said in one line that names the key and the file.
+"""
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner, find_latest_checkpoint
+
+from .safe_load import check_checkpoint
+
+_INSTALL = dict(mmseg='mmsegmentation', mmdet='mmdet', mmpretrain='mmpretrain')
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that training and testing share."""
+    parser.add_argument('--work-dir', help='folder for logs and checkpoints (default: work_dirs/<config name>)')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+                        help='change settings of the config, e.g. train_cfg.max_iters=100 '
+                             'model.backbone.pruning.rate=16; lists as key="[a,b]"')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    # torch.distributed.launch passes the one spelling or the other, depending on its version
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """End the program with one line instead of a traceback where its input is at fault."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
+        sys.exit(f'{Path(sys.argv[0]).name}: error: {error}')
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Read the config file and put the shared command line options into it.
+
+    Raises:
+        FileNotFoundError: There is no such config; the message names similar ones.
+        ModuleNotFoundError: The library that the config is for is not installed.
+    """
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    path = Path(args.config).expanduser()
+    if not path.is_file():
+        near = _similar_configs(path)
+        hint = f'; did you mean {" or ".join(near)}?' if near else ''
+        raise FileNotFoundError(f'config {str(args.config)!r}: no such file{hint}')
+    cfg = Config.fromfile(str(path))
+    cfg.launcher = args.launcher
+    if args.cfg_options:
+        cfg.merge_from_dict(args.cfg_options)
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or os.path.join('work_dirs', path.stem)
+    _register_library(cfg)
+    return cfg
+
+
+def _similar_configs(path: Path) -> list[str]:
+    folder = path.parent
+    while not folder.is_dir():
+        folder = folder.parent
+    if folder in (Path(), Path('/')):
+        folder = folder / 'configs'
+    found = folder.glob('*.py') if folder == path.parent else folder.rglob('*.py')
+    names = {str(file): file.name for file in islice(found, 5000)}
+    near = difflib.get_close_matches(path.with_suffix('.py').name, names.values(), n=3, cutoff=0.5)
+    return sorted((file for file, name in names.items() if name in near), key=lambda file: near.index(names[file]))[:3]
+
+
+def _register_library(cfg: Config) -> None:
+    """Register the modules of the config's own library, and of no other."""
+    scope = cfg.get('default_scope', 'mmengine')
+    if scope == 'mmengine':
+        return
+    if importlib.util.find_spec(scope) is None:
+        package = _INSTALL.get(scope, scope)
+        raise ModuleNotFoundError(f'default_scope={scope!r} of the config needs the package {package}, which is '
+                                  f'not installed: pip install {package}')
+    utils = importlib.import_module(f'{scope}.utils')
+    if hasattr(utils, 'register_all_modules'):
+        utils.register_all_modules(init_default_scope=False)
+
+
+def check_data(cfg: Config, loaders: Sequence[str]) -> None:
+    """See that the files of the data sets are there, before a model is built.
+
+    Paths that are not on this machine's disk (``s3://``, other backends) are left to mmengine.
+
+    Args:
+        cfg: The config. ``cfg.data_hint``, where there is one, is the command that makes the data.
+        loaders: Keys of the data loaders that the run will use.
+
+    Raises:
+        FileNotFoundError: Names the config key, the path and the hint.
+    """
+    for loader in loaders:
+        for key, dataset in _datasets(cfg.get(loader) or {}, loader):
+            for name, path in _dataset_paths(dataset):
+                if not os.path.exists(path):
+                    hint = f'. Make it with: {cfg.data_hint}' if cfg.get('data_hint') else ''
+                    raise FileNotFoundError(f'{key}.{name}: {os.path.abspath(path)} does not exist{hint}')
+
+
+def _datasets(holder: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """All data sets inside a loader or a wrapper (concatenated, repeated, ...)."""
+    if isinstance(holder.get('dataset'), dict):
+        yield from _datasets(holder['dataset'], f'{key}.dataset')
+    elif isinstance(holder.get('datasets'), (list, tuple)):
+        for i, part in enumerate(holder['datasets']):
+            yield from _datasets(part, f'{key}.datasets[{i}]')
+    else:
+        yield key, holder
+
+
+def _dataset_paths(dataset: Any) -> Iterator[tuple[str, str]]:
+    if dataset.get('backend_args') or dataset.get('file_client_args'):
+        return
+    root = dataset.get('data_root') or ''
+    prefixes = dataset.get('data_prefix') or {}
+    paths = {'data_root': root, 'ann_file': dataset.get('ann_file') or '',
+             **{f'data_prefix.{name}': prefix for name, prefix in prefixes.items()}}
+    for name, path in paths.items():
+        if isinstance(path, str) and path and '://' not in root + path:
+            yield name, path if name == 'data_root' else os.path.join(root, path)
+
+
+def set_resume(cfg: Config, resume: str | None) -> None:
+    """Resume from a checkpoint, or with ``'auto'`` from the last one in the work dir, if there is one.
+
+    Raises:
+        FileNotFoundError: The checkpoint is not there.
+        ValueError: It is cut off.
+    """
+    if resume is not None:
+        cfg.resume = True
+        cfg.load_from = None if resume == 'auto' else resume
+    checkpoint = cfg.get('load_from')
+    if cfg.get('resume') and not checkpoint:
+        checkpoint = find_latest_checkpoint(cfg.work_dir)
+    if checkpoint and '://' not in checkpoint:
+        check_checkpoint(checkpoint, '--resume' if resume else 'load_from')
+
+
+def build_runner(cfg: Config) -> Runner:
+    """Build the runner; several processes also work on a machine without an accelerator (gloo)."""
+    if cfg.launcher != 'none' and not _has_accelerator():
+        # mmengine's launcher sets a CUDA device and gives it to DDP in any case.
+        if cfg.launcher != 'pytorch':
+            raise ValueError(f'--launcher {cfg.launcher} needs an accelerator, and torch finds none; '
+                             'on CPU use --launcher pytorch')
+        torch.distributed.init_process_group('gloo')
+        wrapper = dict(type='MMDistributedDataParallel', broadcast_buffers=False,
+                       find_unused_parameters=cfg.get('find_unused_parameters', False))
+        cfg.model_wrapper_cfg = {**wrapper, **(cfg.get('model_wrapper_cfg') or {}), 'device_ids': None}
+    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
+def _has_accelerator() -> bool:
+    from mmengine.device import get_device
+    return get_device() not in ('cpu', 'mps')

@@ -1,0 +1,87 @@
+"""Evaluate a checkpoint with any mmsegmentation or mmdetection config.
+
+    python tools/test.py configs/sample/fcn_cropr-vit_sample.py work_dirs/fcn_cropr-vit_sample/iter_1200.pth
+    python tools/test.py CONFIG CHECKPOINT --show-dir painted --out predictions.pkl
+    tools/dist_test.sh CONFIG CHECKPOINT 8
+"""
+from __future__ import annotations
+
+import argparse
+
+from mmengine.config import Config, ConfigDict
+
+from cropr_mm.engine.launch import add_run_arguments, build_runner, check_data, load_config, plain_errors
+from cropr_mm.engine.safe_load import check_checkpoint
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='config file of mmsegmentation or mmdetection')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    add_run_arguments(parser)
+    parser.add_argument('--out', help='keep the predictions: mmdetection, a .pkl file; mmsegmentation, a folder '
+                                      'of label maps')
+    parser.add_argument('--show-dir', help='paint the predictions into this folder')
+    parser.add_argument('--tta', action='store_true', help="test-time augmentation, by the config's tta_pipeline")
+    return parser.parse_args()
+
+
+def keep_predictions(cfg: Config, out: str) -> None:
+    """Write the predictions the way the config's library does."""
+    if cfg.get('default_scope') == 'mmseg':
+        evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
+        evaluators[0].output_dir = out
+        evaluators[0].keep_results = True
+        return
+    if not out.endswith(('.pkl', '.pickle')):
+        raise ValueError(f'--out={out!r}: a file that ends in .pkl is expected')
+    evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
+    dump = 'DumpDetResults' if cfg.get('default_scope') == 'mmdet' else 'DumpResults'
+    cfg.test_evaluator = [*evaluators, dict(type=dump, out_file_path=out)]
+
+
+def paint_predictions(cfg: Config, folder: str) -> None:
+    """Switch the library's visualisation hook on."""
+    hook = cfg.get('default_hooks', {}).get('visualization')
+    if hook is None:
+        raise ValueError('--show-dir needs the visualisation hook of the library in the config, e.g. '
+                         "default_hooks.visualization=dict(type='SegVisualizationHook')")
+    hook.draw = True
+    if hook.type.startswith('Det'):
+        hook.test_out_dir = folder
+    else:
+        hook.interval = 1
+        cfg.visualizer.save_dir = folder
+
+
+def augment(cfg: Config) -> None:
+    """Wrap the model and replace the pipeline for test-time augmentation."""
+    if 'tta_pipeline' not in cfg or 'tta_model' not in cfg:
+        raise ValueError('--tta needs tta_pipeline and tta_model in the config')
+    dataset = cfg.test_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    dataset.pipeline = cfg.tta_pipeline
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+
+
+def main() -> None:
+    args = parse_args()
+    with plain_errors():
+        cfg = load_config(args)
+        if '://' not in args.checkpoint:
+            check_checkpoint(args.checkpoint)
+        cfg.update(load_from=args.checkpoint, resume=False)
+        if args.out:
+            keep_predictions(cfg, args.out)
+        if args.show_dir:
+            paint_predictions(cfg, args.show_dir)
+        if args.tta:
+            augment(cfg)
+        check_data(cfg, ['test_dataloader'])
+        runner = build_runner(cfg)
+    runner.test()
+
+
+if __name__ == '__main__':
+    main()
