@@ -52,7 +52,7 @@ def rotary_table(grid: tuple[int, int], head_dim: int, reference: int, prefix: i
     ``reference`` patches.
 
     Returns:
-        (prefix + N, 2, head_dim / 2) float32: cosine and sine for each channel pair; prefix tokens do not turn.
+        (prefix + N, head_dim / 2, 2) float32: cosine and sine for each channel pair; prefix tokens do not turn.
     """
     bands = 10000.0 ** -(torch.arange(head_dim // 4, device=device, dtype=torch.float32) / (head_dim // 4))
     rows, columns = (torch.arange(side, device=device, dtype=torch.float32) / side * reference for side in grid)
@@ -64,7 +64,7 @@ def rotary_table(grid: tuple[int, int], head_dim: int, reference: int, prefix: i
         dim=-1,
     ).flatten(0, 1)
     angle = F.pad(angle, (0, 0, prefix, 0))
-    return torch.stack([angle.cos(), angle.sin()], dim=1)
+    return torch.stack([angle.cos(), angle.sin()], dim=-1)
 
 
 def apply_rotary(x: Tensor, rotary: Tensor) -> Tensor:
@@ -72,9 +72,14 @@ def apply_rotary(x: Tensor, rotary: Tensor) -> Tensor:
 
     Args:
         x: (B, M, heads, head_dim).
-        rotary: (M, 2, head_dim / 2), or (B, M, 2, head_dim / 2) where each sample has its own tokens.
+        rotary: (M, head_dim / 2, 2), or (B, M, head_dim / 2, 2) where each sample has its own tokens.
     """
-    cos, sin = rotary.to(x.dtype).unsqueeze(-3).unbind(-2)
+    rotary = rotary.unsqueeze(-3)
+    if x.dtype == rotary.dtype and not torch.compiler.is_compiling():
+        # One pass over contiguous memory, many times faster on a CPU; not for half precision, nor for compilers.
+        turned = torch.view_as_complex(x.unflatten(-1, (-1, 2))) * torch.view_as_complex(rotary)
+        return torch.view_as_real(turned).flatten(-2)
+    cos, sin = rotary.to(x.dtype).unbind(-1)
     even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2)
 

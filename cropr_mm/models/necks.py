@@ -44,12 +44,13 @@ class TokenReinsertion(BaseModule):
 
     def forward(self, features: Sequence[SparseFeature]) -> tuple[Tensor, ...]:
         """SparseFeatures → maps (B, C, H, W), one per level."""
-        for feature in features:
-            if not isinstance(feature, SparseFeature):
-                raise TypeError(
-                    f'TokenReinsertion got a {type(feature).__name__}; it expects the SparseFeatures of a CroprViT '
-                    'and stands directly behind it (neck=[dict(type="TokenReinsertion"), …])'
-                )
+        levels = features if isinstance(features, (list, tuple)) else [features]
+        wrong = next((f for f in levels if not isinstance(f, SparseFeature)), None if levels is features else features)
+        if wrong is not None:
+            raise TypeError(
+                f'TokenReinsertion got a {type(wrong).__name__}; it expects the tuple of SparseFeatures of a CroprViT '
+                'and stands directly behind it (neck=[dict(type="TokenReinsertion"), …])'
+            )
         fill = self.mask_token if self.fill == 'mask_token' else self.fill
         return tuple(feature.to_dense(fill) for feature in features)
 
@@ -124,6 +125,12 @@ class SimpleFeaturePyramid(BaseModule):
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Maps, of which the last one (B, C, H, W) is read → one map per stride, fine to coarse."""
+        if not isinstance(maps, (list, tuple)) or not maps or not isinstance(maps[-1], Tensor):
+            found = type(maps[-1] if isinstance(maps, (list, tuple)) and maps else maps).__name__
+            raise TypeError(
+                f'SimpleFeaturePyramid got a {found}; it expects a tuple of maps (B, C, H, W), as TokenReinsertion in '
+                'front of it gives (neck=[dict(type="TokenReinsertion"), dict(type="SimpleFeaturePyramid", …)])'
+            )
         pyramid = [level(maps[-1]) for level in self.levels]
         for _ in range(self.num_pooled):
             pyramid.append(F.max_pool2d(pyramid[-1], 1, 2))

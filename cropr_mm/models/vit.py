@@ -39,7 +39,8 @@ class CroprViT(BaseModule):
             last block itself has none, as published.
         final_norm: whether the output of the last block is normalised.
         pruning: None for the dense model, or a dict: ``pruner`` (config of a :class:`BasePruner`), the arguments
-            of :class:`Schedule` (``rate`` or ``keep``, ``blocks``, ``round_to``, ``fusion``).
+            of :class:`Schedule` (``rate`` or ``keep``, ``blocks``, ``round_to``, ``fusion``), and ``deploy=True`` to
+            build scorers without auxiliary parts, for weights that :meth:`switch_to_deploy` has folded.
         init_cfg: ``dict(type='Pretrained', checkpoint=path)`` loads published weights.
 
     Attributes:
@@ -119,7 +120,12 @@ class CroprViT(BaseModule):
         unknown = sorted(set(settings) - set(_PRUNING_KEYS))
         if unknown:
             raise ValueError(f'pruning has unknown keys {", ".join(unknown)}; valid are {", ".join(_PRUNING_KEYS)}')
-        pruner = dict(settings.pop('pruner'))
+        pruner = settings.pop('pruner')
+        if not isinstance(pruner, Mapping) or 'type' not in pruner:
+            raise ValueError(
+                f"pruning.pruner={pruner!r}; a config with a type is expected, such as dict(type='RandomPruner')"
+            )
+        pruner = dict(pruner)
         if settings.pop('deploy', False):
             pruner['deploy'] = True
         schedule = Schedule(self.depth, self.grid, **settings)
@@ -215,11 +221,12 @@ class CroprViT(BaseModule):
         if self.training and torch.is_grad_enabled():
             logits = pruner.predict(tokens.x)
             self._aux.append(None if logits is None else (logits, grid))
-        if not count and not self.prune_listeners:
-            return tokens, Tokens(tokens.x[:, :0], tokens.position[:, :0])
         patches = tokens.position[:, prefix:] - prefix
-        scores = pruner.score(tokens.x[:, prefix:].detach(), patches, grid)
-        kept, removed = split(tokens, scores, count, prefix)
+        if count:
+            scores = pruner.score(tokens.x[:, prefix:].detach(), patches, grid)
+            kept, removed = split(tokens, scores, count, prefix)
+        else:  # nobody leaves, so nobody moves either
+            kept, removed = tokens, Tokens(tokens.x[:, :0], tokens.position[:, :0])
         for listener in self.prune_listeners:
             listener(module, block, kept.position[:, prefix:] - prefix, removed.position - prefix)
         return kept, removed

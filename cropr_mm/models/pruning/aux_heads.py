@@ -18,14 +18,16 @@ class BaseAuxHead(nn.Module):
         num_classes: classes C of the task.
         embed_dim: channels D of a token.
         num_queries: queries N that the scorer has for this head.
+        ignore_index: label that counts for nothing.
     """
 
-    def __init__(self, num_classes: int, embed_dim: int, num_queries: int) -> None:
+    def __init__(self, num_classes: int, embed_dim: int, num_queries: int, ignore_index: int = 255) -> None:
         super().__init__()
         if not isinstance(num_classes, int) or num_classes < 1:
             raise ValueError(f'aux_head.num_classes={num_classes!r}; a positive integer is expected')
         self.num_classes = num_classes
         self.num_queries = num_queries
+        self.ignore_index = ignore_index
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
         self.fc = nn.Linear(embed_dim, num_classes)
         nn.init.trunc_normal_(self.fc.weight, std=0.02)
@@ -48,6 +50,14 @@ class BaseAuxHead(nn.Module):
         """
         raise NotImplementedError
 
+    def _check_classes(self, labels: Tensor) -> None:
+        wrong = labels[(labels != self.ignore_index) & ((labels < 0) | (labels >= self.num_classes))]
+        if wrong.numel():
+            raise ValueError(
+                f'{type(self).__name__}: num_classes={self.num_classes}, but the labels of the batch hold class '
+                f'{int(wrong[0])}; 0 to {self.num_classes - 1} and {self.ignore_index} (ignored) are valid'
+            )
+
 
 @MODELS.register_module()
 class PatchSegAuxHead(BaseAuxHead):
@@ -65,13 +75,13 @@ class PatchSegAuxHead(BaseAuxHead):
     def __init__(
         self, num_classes: int, embed_dim: int, grid: tuple[int, int], patch_size: int, ignore_index: int = 255
     ) -> None:
-        super().__init__(num_classes, embed_dim, num_queries=grid[0] * grid[1])
+        super().__init__(num_classes, embed_dim, grid[0] * grid[1], ignore_index)
         self.grid = grid
         self.patch_size = patch_size
-        self.ignore_index = ignore_index
 
     def loss(self, logits: Tensor, data_samples: Sequence[Any], grid: tuple[int, int]) -> Tensor:
         target = torch.stack([self._target(s, grid) for s in data_samples]).to(logits.device)
+        self._check_classes(target)
         total = F.cross_entropy(logits.float().transpose(1, 2), target, ignore_index=self.ignore_index, reduction='sum')
         return total / (target != self.ignore_index).sum().clamp(min=1)
 
@@ -99,16 +109,19 @@ class MultiLabelAuxHead(BaseAuxHead):
     def __init__(
         self, num_classes: int, embed_dim: int, grid: tuple[int, int], patch_size: int, ignore_index: int = 255
     ) -> None:
-        super().__init__(num_classes, embed_dim, num_queries=1)
-        self.ignore_index = ignore_index
+        super().__init__(num_classes, embed_dim, 1, ignore_index)
 
     def loss(self, logits: Tensor, data_samples: Sequence[Any], grid: tuple[int, int]) -> Tensor:
         target = logits.new_zeros((len(logits), self.num_classes), dtype=torch.float32)
-        for row, sample in zip(target, data_samples):
-            row[self._classes(sample)] = 1
-        return F.binary_cross_entropy_with_logits(logits.float().squeeze(1), target)
+        weight = logits.new_zeros((len(logits), 1), dtype=torch.float32)
+        for i, sample in enumerate(data_samples):
+            classes, labelled = self._classes(sample)
+            target[i, classes], weight[i] = 1, float(labelled)
+        total = F.binary_cross_entropy_with_logits(logits.float().squeeze(1), target, weight, reduction='sum')
+        return total / (weight.sum().clamp(min=1) * self.num_classes)
 
-    def _classes(self, sample: Any) -> Tensor:
+    def _classes(self, sample: Any) -> tuple[Tensor, bool]:
+        """Classes in the image, and whether that is known: a label map may be ignored as a whole."""
         if 'gt_instances' in sample:
             labels = sample.gt_instances.labels
         elif 'gt_label' in sample:
@@ -116,14 +129,9 @@ class MultiLabelAuxHead(BaseAuxHead):
         else:
             labels = label_map(sample, type(self).__name__, 'gt_instances, gt_label or gt_sem_seg')
         classes = labels.unique()
-        classes = classes[classes != self.ignore_index]
-        if classes.numel() and not 0 <= int(classes.min()) <= int(classes.max()) < self.num_classes:
-            raise ValueError(
-                f'{type(self).__name__}: num_classes={self.num_classes}, but the labels of the batch '
-                f'hold class {int(classes.max()) if int(classes.min()) >= 0 else int(classes.min())}; '
-                f'0 to {self.num_classes - 1} and {self.ignore_index} (ignored) are valid'
-            )
-        return classes.long()
+        self._check_classes(classes)
+        known = classes[classes != self.ignore_index]
+        return known.long(), bool(known.numel()) or not labels.numel()
 
 
 def label_map(sample: Any, who: str, needs: str = 'gt_sem_seg') -> Tensor:

@@ -21,11 +21,12 @@ class BasePruner(nn.Module):
         embed_dim: channels D of a token.
         grid: (H, W), the patch grid at the training size.
         patch_size: pixels per patch side.
+        deploy: build only what inference needs.
 
-    CroprViT fills these three in; a config names only what a pruner adds.
+    CroprViT fills these four in; a config names only what a pruner adds.
     """
 
-    def __init__(self, embed_dim: int, grid: tuple[int, int], patch_size: int) -> None:
+    def __init__(self, embed_dim: int, grid: tuple[int, int], patch_size: int, deploy: bool = False) -> None:
         super().__init__()
         self.embed_dim = embed_dim
         self.grid = grid
@@ -80,7 +81,7 @@ class CroprPruner(BasePruner):
     def __init__(
         self, embed_dim: int, grid: tuple[int, int], patch_size: int, aux_head: dict[str, Any], deploy: bool = False
     ) -> None:
-        super().__init__(embed_dim, grid, patch_size)
+        super().__init__(embed_dim, grid, patch_size, deploy)
         if not isinstance(aux_head, dict) or 'type' not in aux_head:
             raise ValueError(
                 f'pruning.pruner.aux_head={aux_head!r}; a config with a type is expected, such as '

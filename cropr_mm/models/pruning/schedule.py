@@ -65,10 +65,10 @@ class Schedule:
             self.blocks = self._check_blocks(range(last + 1) if blocks is None else blocks, last)
             self._check_rate()
 
-    def _check_blocks(self, blocks: Sequence[int], last: int) -> tuple[int, ...]:
+    def _check_blocks(self, blocks: Sequence[int], last: int, key: str = 'blocks') -> tuple[int, ...]:
         bad = [b for b in blocks if not isinstance(b, int) or not 0 <= b <= last]
         if bad or len(set(blocks)) != len(blocks) or not len(blocks):
-            raise ValueError(f'pruning.blocks={list(blocks)}; different integers from 0 to {last} are expected')
+            raise ValueError(f'pruning.{key}={list(blocks)}; different blocks from 0 to {last} are expected')
         return tuple(sorted(int(b) for b in blocks))
 
     def _check_keep(
@@ -78,9 +78,11 @@ class Schedule:
             raise ValueError(f'pruning.blocks={list(blocks)} goes with pruning.rate; pruning.keep names its own blocks')
         # Config files written as JSON or YAML give the block numbers as strings.
         plan = {int(b) if isinstance(b, str) and b.isdigit() else b: ratio for b, ratio in keep.items()}
-        order = self._check_blocks(list(plan), last)
-        ratios = tuple(float(plan[b]) for b in order)
-        if any(not 0 < r <= 1 for r in ratios) or any(a < b for a, b in zip(ratios, ratios[1:])):
+        order = self._check_blocks(list(plan), last, 'keep')
+        ratios = tuple(plan[b] for b in order)
+        if any(not isinstance(r, (int, float)) or not 0 < r <= 1 for r in ratios) or any(
+            a < b for a, b in zip(ratios, ratios[1:])
+        ):
             raise ValueError(
                 f'pruning.keep={dict(keep)}; ratios above 0, at most 1 and falling from block to block are expected'
             )
@@ -102,7 +104,8 @@ class Schedule:
             left = self.num_patches - leaving * module
             if left < 1:
                 most = (self.num_patches - 1) / len(self.blocks)
-                limit = f'{int(most)}' if isinstance(rate, int) else f'{most / self.num_patches:.4f}'
+                share = math.floor(most / self.num_patches * 1e4) / 1e4  # rounded up, it would not fit
+                limit = f'{int(most)}' if isinstance(rate, int) else f'{share:.4f}'
                 raise ValueError(
                     f'pruning.rate={rate} leaves {left:g} of {self.num_patches} tokens behind block '
                     f'{block}; at most {limit} fits {len(self.blocks)} modules'
