@@ -66,7 +66,7 @@ def _read_file(path: str) -> Any:
     except Exception as error:  # every reader has its own exceptions for a damaged file
         raise ValueError(
             f'{path}: cannot be read as a checkpoint; the file is damaged, cut short, or holds more than '
-            f'weights ({type(error).__name__}: {str(error).splitlines()[0]})'
+            f'weights ({type(error).__name__}: {next(iter(str(error).splitlines()), "")})'
         ) from error
 
 

@@ -89,8 +89,8 @@ class SimpleFeaturePyramid(BaseModule):
         init_cfg: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        steps = [math.log2(in_stride / stride) for stride in strides]
-        if not steps or any(step != int(step) for step in steps) or steps != sorted(set(steps), reverse=True):
+        steps = [math.log2(in_stride / stride) if stride > 0 else math.nan for stride in strides]
+        if not steps or not all(step.is_integer() for step in steps) or steps != sorted(set(steps), reverse=True):
             raise ValueError(
                 f'strides={tuple(strides)} with in_stride={in_stride}; ascending strides, each a power '
                 'of two times or over in_stride, are expected'
