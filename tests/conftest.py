@@ -1,0 +1,15 @@
+"""What all tests share: a fixed seed, and properties that hold or fail the same way on every run."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    'repeatable', deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+settings.load_profile('repeatable')
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)

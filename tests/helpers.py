@@ -1,0 +1,45 @@
+"""Small models and data samples that several tests build."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from mmengine.structures import BaseDataElement, InstanceData, PixelData
+from torch import Tensor
+
+from cropr_mm import CroprViT
+
+SMALL: dict[str, dict[str, Any]] = {
+    'vit': dict(family='vit', embed_dim=16, depth=5, num_heads=2, mlp_ratio=2.0),
+    'eva02': dict(family='eva02', embed_dim=16, depth=5, num_heads=2, mlp_ratio=2.0),
+}
+
+
+def small_vit(family: str = 'vit', pruning: dict[str, Any] | None = None, **settings: Any) -> CroprViT:
+    """A CroprViT with lively random weights on a 6 × 6 grid of patches of 4 pixels."""
+    arch = {**SMALL[family], **settings.pop('arch', {})}
+    model = CroprViT(arch, **{'img_size': 24, 'patch_size': 4, 'pruning': pruning, **settings})
+    return liven(model)
+
+
+def liven(model: torch.nn.Module) -> Any:
+    """Give every parameter a share of noise: biases of 0 and gains of 1 would hide a part that is left out."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+def cropr(head: str = 'MultiLabelAuxHead', num_classes: int = 3, **settings: Any) -> dict[str, Any]:
+    return dict(type='CroprPruner', aux_head=dict(type=head, num_classes=num_classes), **settings)
+
+
+def seg_sample(label: Tensor) -> BaseDataElement:
+    """A data sample as mmsegmentation's data sets give it, label (H, W)."""
+    return BaseDataElement(gt_sem_seg=PixelData(data=label[None]))
+
+
+def det_sample(labels: list[int]) -> BaseDataElement:
+    """A data sample as mmdetection's data sets give it, as far as classes go."""
+    return BaseDataElement(gt_instances=InstanceData(labels=torch.tensor(labels, dtype=torch.long)))

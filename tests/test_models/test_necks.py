@@ -1,0 +1,112 @@
+"""From tokens to maps: reinsertion and the pyramid."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mmengine.registry import MODELS
+from torch import nn
+
+from cropr_mm import SimpleFeaturePyramid, SparseFeature, TokenReinsertion
+
+
+def half_full():
+    """2 × 2 grid: one active token at 3, one taken aside at 1, two that nobody holds."""
+    tokens = torch.tensor([[[5.0, 6.0], [7.0, 8.0]]])
+    return SparseFeature(tokens, torch.tensor([[3, 1]]), (2, 2), num_active=1)
+
+
+@pytest.mark.parametrize(
+    'fill, expected', [('exit', [0, 7, 0, 5]), ('zero', [0, 0, 0, 5]), ('mask_token', [9, 9, 9, 5])]
+)
+def test_reinsertion_fills_as_it_says(fill, expected):
+    neck = TokenReinsertion(fill, embed_dim=2)
+    if fill == 'mask_token':
+        nn.init.constant_(neck.mask_token, 9)
+    (dense,) = neck((half_full(),))
+    assert dense[0, 0].flatten().tolist() == expected
+
+
+def test_only_the_mask_token_is_learnt():
+    assert not list(TokenReinsertion('exit').parameters())
+    neck = TokenReinsertion('mask_token', embed_dim=2)
+    neck((half_full(),))[0].sum().backward()
+    assert neck.mask_token.grad.tolist() == [3, 3]
+
+
+@pytest.mark.parametrize(
+    'arguments, words',
+    [
+        (dict(fill='mean'), r"fill='mean' is unknown; valid are 'exit', 'zero', 'mask_token'"),
+        (dict(fill='mask_token'), r"fill='mask_token' with embed_dim=None"),
+    ],
+)
+def test_reinsertion_refuses_bad_settings(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        TokenReinsertion(**arguments)
+
+
+@pytest.mark.parametrize(
+    'features, found',
+    [((torch.zeros(1, 2, 3, 3),), 'Tensor'), (torch.zeros(1, 2, 3, 3), 'Tensor'), (half_full(), 'SparseFeature')],
+)
+def test_reinsertion_says_what_it_expects(features, found):
+    with pytest.raises(TypeError, match=f'got a {found}; it expects the tuple of SparseFeatures of a CroprViT'):
+        TokenReinsertion()(features)
+
+
+@pytest.mark.parametrize(
+    'in_stride, strides', [(16, (4, 8, 16, 32, 64)), (8, (4, 8, 16, 32, 64)), (16, (32, 64)), (16, (64,)), (16, (16,))]
+)
+@pytest.mark.parametrize('side', [1, 3, 8])
+def test_pyramid_has_a_map_for_each_stride(in_stride, strides, side):
+    neck = SimpleFeaturePyramid(16, 6, in_stride, strides)
+    maps = neck((torch.randn(1, 16, side, side + 1),))
+    expected = [tuple(-(-s * in_stride // stride) for s in (side, side + 1)) for stride in strides]
+    assert [tuple(m.shape) for m in maps] == [(1, 6, *size) for size in expected]
+
+
+def test_pyramid_level_equals_its_layers_written_out():
+    neck = SimpleFeaturePyramid(8, 4, 16, (4,))
+    x = torch.randn(1, 8, 3, 3)
+    up1, norm1, _, up2, lateral, norm2, smooth, norm3 = neck.levels[0]
+
+    def norm(m, y):
+        return F.layer_norm(y.permute(0, 2, 3, 1), m.normalized_shape, m.weight, m.bias, 1e-6).permute(0, 3, 1, 2)
+
+    y = F.gelu(norm(norm1, F.conv_transpose2d(x, up1.weight, up1.bias, 2)))
+    y = F.conv_transpose2d(y, up2.weight, up2.bias, 2)
+    y = norm(norm2, F.conv2d(y, lateral.weight))
+    y = norm(norm3, F.conv2d(y, smooth.weight, padding=1))
+    torch.testing.assert_close(neck((x,))[0], y)
+
+
+def test_coarse_levels_subsample_the_one_before():
+    maps = SimpleFeaturePyramid(4, 4, 16, (32, 64, 128))((torch.randn(1, 4, 16, 16),))
+    assert torch.equal(maps[2], maps[1][:, :, ::2, ::2]) and torch.equal(maps[1], maps[0][:, :, ::2, ::2])
+
+
+def test_every_layer_of_the_pyramid_is_used():
+    neck = SimpleFeaturePyramid(16, 4)
+    sum(m.square().sum() for m in neck((torch.randn(1, 16, 4, 4),))).backward()
+    assert all(p.grad is not None for p in neck.parameters())
+
+
+@pytest.mark.parametrize('strides', [(), (12,), (8, 4), (8, 8), (0,), (-4,)])
+def test_pyramid_refuses_strides_out_of_reach(strides):
+    with pytest.raises(ValueError, match='in_stride=16; ascending strides'):
+        SimpleFeaturePyramid(8, 4, 16, strides)
+
+
+def test_pyramid_refuses_sparse_features():
+    with pytest.raises(TypeError, match='SimpleFeaturePyramid got a SparseFeature; it expects a tuple of maps'):
+        SimpleFeaturePyramid(8, 4)((half_full(),))
+
+
+def test_a_list_of_necks_builds_a_sequence():
+    neck = MODELS.build(
+        [
+            dict(type='TokenReinsertion'),
+            dict(type='SimpleFeaturePyramid', in_channels=2, out_channels=3, strides=(8, 16)),
+        ]
+    )
+    assert [tuple(m.shape) for m in neck((half_full(),))] == [(1, 3, 4, 4), (1, 3, 2, 2)]
