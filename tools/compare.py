@@ -1,0 +1,148 @@
+"""Compare selectors at the same budget: train each sample config with several seeds and draw up the table.
+
+    python tools/compare.py seg --seeds 0 1 2
+    python tools/compare.py det --seeds 0 1 2 --methods dense random
+
+Runs that are complete are not repeated, so an interrupted comparison goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = {'seg': 'fcn_{}-vit_sample.py', 'det': 'mask-rcnn_{}-vit_sample.py'}
+METHODS = {'seg': ('dense', 'oracle', 'cropr', 'cropr-patch', 'random'), 'det': ('dense', 'oracle', 'cropr', 'random')}
+# name in mmengine's log, name in the table, factor to percent
+METRICS = {
+    'seg': (('mIoU', 'mIoU', 1.0),),
+    'det': (('coco/bbox_mAP', 'box AP', 100.0), ('coco/segm_mAP', 'mask AP', 100.0)),
+}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('task', choices=sorted(CONFIGS))
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
+    parser.add_argument('--methods', nargs='+', help='names in configs/sample; default: all of the task')
+    parser.add_argument('--work-dir', type=Path, help='default: work_dirs/compare-<task>')
+    parser.add_argument('--jobs', type=int, default=1, help='runs at a time; they share the cores evenly')
+    parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='for every run')
+    args = parser.parse_args()
+    args.methods = args.methods or METHODS[args.task]
+    args.work_dir = args.work_dir or Path('work_dirs') / f'compare-{args.task}'
+    for method in args.methods:
+        if not config_of(args.task, method).is_file():
+            parser.error(f'--methods {method}: there is no {config_of(args.task, method)}')
+    if args.jobs < 1:
+        parser.error(f'--jobs {args.jobs}: at least 1 is expected')
+    return args
+
+
+def config_of(task: str, method: str) -> Path:
+    return ROOT / 'configs' / 'sample' / CONFIGS[task].format(method)
+
+
+def train_and_test(args: argparse.Namespace, method: str, seed: int) -> dict[str, Any]:
+    """Train one config with one seed, unless that is done; returns its result."""
+    folder = args.work_dir / f'{method}-{seed}'
+    result_file = folder / 'result.json'
+    if result_file.is_file():
+        return json.loads(result_file.read_text())
+    folder.mkdir(parents=True, exist_ok=True)
+    env = dict(os.environ, OMP_NUM_THREADS=str(max(1, (os.cpu_count() or 1) // args.jobs)))
+    config, log = str(config_of(args.task, method)), folder / 'output.log'
+    options = [f'randomness.seed={seed}', *args.cfg_options]
+
+    def call(tool: str, *arguments: str) -> None:
+        command = [sys.executable, str(ROOT / 'tools' / tool), *arguments, '--cfg-options', *options]
+        with log.open('a') as output:
+            code = subprocess.call(command, stdout=output, stderr=subprocess.STDOUT, env=env, cwd=ROOT)
+        if code:
+            raise RuntimeError(f'{method}, seed {seed}: tools/{tool} ended with {code}; see {log}')
+
+    start = time.monotonic()
+    call('train.py', config, '--work-dir', str(folder.resolve()), '--resume')
+    checkpoint = (folder / 'last_checkpoint').read_text().strip()
+    routing = folder / 'routing.json'
+    if method != 'dense':
+        call('analyze_routing.py', config, checkpoint, '--json', str(routing.resolve()))
+    records = [json.loads(line) for file in sorted(folder.glob('*/vis_data/scalars.json')) for line in file.open()]
+    scores = [r for r in records if METRICS[args.task][0][0] in r][-1]
+    times = [r['time'] for r in records if 'time' in r and 'loss' in r]
+    result = dict(
+        method=method,
+        seed=seed,
+        **{key: scores[key] * factor for key, _, factor in METRICS[args.task]},
+        seconds_per_iteration=statistics.median(times),
+        routing=json.loads(routing.read_text()) if routing.is_file() else None,
+    )
+    partial = result_file.with_suffix('.tmp')
+    partial.write_text(json.dumps(result, indent=1))
+    partial.replace(result_file)
+    shown = ', '.join(f'{name} {result[key]:.1f}' for key, name, _ in METRICS[args.task])
+    print(f'{method}, seed {seed}: {shown} ({(time.monotonic() - start) / 60:.1f} min)', flush=True)
+    return result
+
+
+def spread(values: Iterable[float]) -> str:
+    """Median and range."""
+    values = sorted(values)
+    return f'{statistics.median(values):.1f} ({values[0]:.1f}–{values[-1]:.1f})'
+
+
+def table(task: str, results: list[dict[str, Any]]) -> str:
+    """Markdown: one row per method, the best possible selection (oracle) and chance (random) as the scale."""
+    methods = list(dict.fromkeys(r['method'] for r in results))
+    values = {
+        (method, key): [r[key] for r in results if r['method'] == method]
+        for method in methods
+        for key, _, _ in METRICS[task]
+    }
+    kept = ('objects kept', 'background kept')
+    head = ['selection', *(c for _, name, _ in METRICS[task] for c in (name, 'headroom recovered')), *kept]
+    lines = [' | '.join(head), ' | '.join('---' for _ in head)]
+    for method in methods:
+        row = [method]
+        for key, _, _ in METRICS[task]:
+            row += [spread(values[method, key]), headroom(values, method, key)]
+        routes = [r['routing'] for r in results if r['method'] == method and r['routing']]
+        for part in ('object', 'background'):
+            row.append(f'{100 * statistics.median(r[part][-2] for r in routes):.0f} %' if routes else '100 %')
+        lines.append(' | '.join(row))
+    return '\n'.join(f'| {line} |' for line in lines)
+
+
+def headroom(values: dict[tuple[str, str], list[float]], method: str, key: str) -> str:
+    """(method − random) / (oracle − random), from the medians over the seeds."""
+    if ('random', key) not in values or ('oracle', key) not in values:
+        return '–'
+    low, high, own = (statistics.median(values[m, key]) for m in ('random', 'oracle', method))
+    return f'{100 * (own - low) / (high - low):.0f} %' if high > low else '–'
+
+
+def main() -> None:
+    args = parse_args()
+    # Seed by seed, so that whatever is finished first already compares all methods.
+    plan = [(method, seed) for seed in args.seeds for method in args.methods]
+    print(f'{len(plan)} runs, {args.jobs} at a time, in {args.work_dir}', flush=True)
+    with ThreadPoolExecutor(args.jobs) as pool:
+        results = list(pool.map(lambda run: train_and_test(args, *run), plan))
+    results.sort(key=lambda r: args.methods.index(r['method']))
+    text = table(args.task, results)
+    (args.work_dir / 'table.md').write_text(text + '\n')
+    print('\n' + text + f'\n\nwritten to {args.work_dir / "table.md"}')
+
+
+if __name__ == '__main__':
+    main()
