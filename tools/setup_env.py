@@ -116,7 +116,8 @@ class Setup:
 
         ``keep`` are lock files that stay locked for as long as the command lives, should this process be killed.
         """
-        started, line = time.monotonic(), ''
+        say(what)
+        started, terminal = time.monotonic(), sys.stdout.isatty()
         with open(self.log, 'ab') as log:
             log.write(f'\n$ {" ".join(map(str, command))}\n'.encode())
             log.flush()
@@ -129,23 +130,20 @@ class Setup:
                 start_new_session=True,  # so that an interrupt ends the compilers too
                 pass_fds=keep,
             )
-            every = 1 if sys.stdout.isatty() else 30
             try:
-                while True:
-                    try:
-                        process.wait(timeout=every)
+                while process.poll() is None:
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        process.wait(timeout=1 if terminal else 30)
                         break
-                    except subprocess.TimeoutExpired:
-                        elapsed = time.strftime('%M:%S', time.gmtime(time.monotonic() - started))
-                        line = f'  {what} … {elapsed} {progress()}'
-                        say(f'\r{line:<100}' if sys.stdout.isatty() else line, end='' if sys.stdout.isatty() else '\n')
+                    line = time.strftime('  %M:%S ', time.gmtime(time.monotonic() - started)) + progress()
+                    say(f'\r{line}' if terminal else line, end='' if terminal else '\n')
             except BaseException:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGTERM)
                 process.wait()
                 raise
-        if line and sys.stdout.isatty():
-            say('')
+        if terminal:
+            say('\r', end='')
         if process.returncode:
             tail = '\n'.join(self.log.read_text(errors='replace').splitlines()[-25:])
             raise SetupError(f'{what}: failed (exit status {process.returncode}).\n{tail}\nThe whole log: {self.log}')
