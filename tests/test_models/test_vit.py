@@ -1,0 +1,171 @@
+"""The dense CroprViT equals timm's models; the settings around it do what they say."""
+
+import pytest
+import torch
+from helpers import cropr, liven, small_vit
+from mmengine import ConfigDict
+from mmengine.registry import MODELS
+from parity import import_timm
+from safetensors.torch import save_file
+
+from cropr_mm import CroprViT
+from cropr_mm.models.pruning import RandomPruner
+
+TINY = dict(embed_dim=64, depth=3, num_heads=2)
+PAIRS = {  # ours, timm's: (arch, patch size), (name, settings)
+    'vit-tiny': (('vit-tiny', 16), ('vit_tiny_patch16_224', {})),
+    'vit, pooled': ((dict(TINY), 16), ('vit_tiny_patch16_224', dict(TINY, global_pool='avg'))),
+    'vit, no class token': (
+        (dict(TINY, class_token=False), 16),
+        ('vit_tiny_patch16_224', dict(TINY, class_token=False, global_pool='avg')),
+    ),
+    'eva02-tiny': (('eva02-tiny', 14), ('eva02_tiny_patch14_224', {})),
+    'eva02-base': ((dict(TINY, family='eva02'), 14), ('eva02_base_patch14_224', TINY)),
+    'eva02-large': ((dict(TINY, family='eva02'), 14), ('eva02_large_patch14_224', TINY)),
+}
+
+
+@pytest.fixture(scope='module')
+def timm():
+    return import_timm()
+
+
+@pytest.fixture(params=PAIRS, scope='module')
+def pair(request, timm, tmp_path_factory):
+    """Our model and timm's, with the same lively weights, which went through a file."""
+    (arch, patch), (name, settings) = PAIRS[request.param]
+    torch.manual_seed(0)
+    theirs = liven(timm.create_model(name, img_size=4 * patch, dynamic_img_size=True, num_classes=3, **settings))
+    path = str(tmp_path_factory.mktemp('weights') / 'weights.safetensors')
+    save_file(theirs.state_dict(), path)
+    ours = CroprViT(arch, 4 * patch, patch, init_cfg=dict(type='Pretrained', checkpoint=path))
+    ours.init_weights()
+    return ours.eval(), theirs.eval(), patch
+
+
+@pytest.mark.parametrize('grid', [(4, 4), (3, 5), (8, 8), (1, 7), (1, 1)])
+def test_dense_model_equals_timms(pair, grid):
+    ours, theirs, patch = pair
+    images = torch.randn(2, 3, grid[0] * patch, grid[1] * patch)
+    with torch.no_grad():
+        expected = theirs.fc_norm(theirs.forward_features(images))
+        (level,) = ours(images)
+    assert expected.std() > 0.1  # two models that give nothing would be equal, too
+    patches = expected[:, theirs.num_prefix_tokens :].transpose(1, 2).unflatten(2, grid)
+    assert (level.to_dense() - patches).abs().max() < 1e-4
+    if theirs.num_prefix_tokens:
+        assert (level.prefix - expected[:, :1]).abs().max() < 1e-4
+
+
+def test_intermediate_levels_equal_timms(pair):
+    ours, theirs, patch = pair
+    images = torch.randn(1, 3, 3 * patch, 4 * patch)
+    deep = CroprViT(ours.arch.__dict__, 4 * patch, patch, out_indices=(0, 1))
+    deep.load_state_dict(ours.state_dict())
+    with torch.no_grad():
+        expected = theirs.forward_intermediates(images, indices=[0, 1], intermediates_only=True)
+        levels = deep.eval()(images)
+    for level, theirs_level in zip(levels, expected):
+        assert (level.to_dense() - theirs_level).abs().max() < 1e-4
+
+
+def test_gradients_equal_timms(pair):
+    ours, theirs, patch = pair
+    images = torch.randn(1, 3, 4 * patch, 4 * patch)
+    ours.zero_grad(), theirs.zero_grad()
+    theirs.fc_norm(theirs.forward_features(images))[:, theirs.num_prefix_tokens :].square().mean().backward()
+    ours(images)[0].tokens.square().mean().backward()
+    reference = {k.replace('fc_norm', 'norm'): p.grad for k, p in theirs.named_parameters() if p.grad is not None}
+    for name, parameter in ours.named_parameters():
+        torch.testing.assert_close(parameter.grad, reference[name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+# --- settings -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('family', ['vit', 'eva02'])
+@pytest.mark.parametrize('height, width', [(24, 24), (23, 9), (1, 1), (1, 30), (40, 3)])
+@pytest.mark.parametrize('pruning', [None, dict(pruner=cropr(), rate=6)], ids=['dense', 'pruned'])
+def test_any_image_size_gives_its_grid(family, height, width, pruning):
+    model = small_vit(family, pruning).eval()
+    dense = model(torch.randn(2, 3, height, width))[0].to_dense()
+    assert dense.shape == (2, 16, -(-height // 4), -(-width // 4)) and dense.isfinite().all()
+    assert model.grid_of(height, width) == dense.shape[2:]
+
+
+def test_padding_is_on_the_right_and_at_the_bottom():
+    model = small_vit().eval()
+    images = torch.zeros(1, 3, 24, 24)
+    images[..., :22, :21] = torch.randn(1, 3, 22, 21)
+    torch.testing.assert_close(model(images[..., :22, :21])[0].tokens, model(images)[0].tokens)
+
+
+def test_a_training_grid_may_be_oblong():
+    model = small_vit(img_size=(12, 24)).eval()
+    assert model.grid == (3, 6) and model(torch.randn(1, 3, 12, 24))[0].to_dense().shape == (1, 16, 3, 6)
+
+
+def test_other_numbers_of_channels_are_possible():
+    assert small_vit(in_channels=5)(torch.randn(1, 5, 24, 24))[0].to_dense().shape == (1, 16, 6, 6)
+
+
+def test_final_norm_can_be_left_out():
+    plain, normed = small_vit(final_norm=False).eval(), small_vit().eval()
+    normed.load_state_dict(plain.state_dict(), strict=False)
+    images = torch.randn(1, 3, 24, 24)
+    torch.testing.assert_close(normed.norm(plain(images)[0].tokens), normed(images)[0].tokens)
+
+
+@pytest.mark.parametrize('pruning, last', [(None, 0.2), (dict(pruner=cropr(), rate=6), 0.0)])
+def test_drop_path_grows_and_spares_the_fusing_block(pruning, last):
+    rates = [block.drop_path.rate for block in small_vit(pruning=pruning, drop_path_rate=0.2).blocks]
+    assert rates == pytest.approx([0, 0.05, 0.1, 0.15, last])
+
+
+def test_it_builds_from_the_root_registry():
+    pruning = ConfigDict(pruner=dict(type='RandomPruner'), rate=0.1)
+    model = MODELS.build(ConfigDict(type='CroprViT', arch='vit-tiny', img_size=64, pruning=pruning))
+    assert model.embed_dims == 192 and model.depth == 12 and isinstance(model.pruners[0], RandomPruner)
+
+
+@pytest.mark.parametrize('out_indices', [(0, 4), (-5, -1), [0, -1]])
+def test_out_indices_count_from_both_ends(out_indices):
+    assert small_vit(out_indices=out_indices).out_indices == (0, 4)
+
+
+@pytest.mark.parametrize(
+    'settings, words',
+    [
+        (dict(out_indices=5), r'out_indices=5; .*0 to 4'),
+        (dict(out_indices=(-6,)), r'out_indices=\(-6,\)'),
+        (dict(out_indices=(3, 1)), r'out_indices=\(3, 1\); different ascending blocks'),
+        (dict(out_indices=(1, 1)), r'out_indices=\(1, 1\)'),
+        (dict(out_indices=()), r'out_indices=\(\)'),
+        (dict(img_size=0), r'img_size=0; a positive integer'),
+        (dict(img_size=(24, 24, 24)), r'img_size=\(24, 24, 24\); an integer or \(H, W\)'),
+        (dict(patch_size=-4), r'patch_size=-4; a positive integer'),
+        (dict(drop_path_rate=1.0), r'drop_path_rate=1.0; 0 or more and below 1'),
+        (dict(arch=dict(family='vgg')), r"arch.family='vgg' is unknown; valid are"),
+        (dict(pruning='cropr'), r"pruning='cropr'; None or a dict with pruner and rate or keep"),
+        (dict(pruning=dict(rate=6)), r"pruning={'rate': 6}; None or a dict with pruner"),
+        (dict(pruning=dict(pruner='CroprPruner', rate=6)), r"pruning.pruner='CroprPruner'; a config with a type"),
+        (dict(pruning=dict(pruner=cropr(), ratio=0.1)), r'pruning has unknown keys ratio; valid are pruner, rate'),
+        (dict(pruning=dict(pruner=cropr(), rate=20)), r'pruning.rate=20 leaves -4 of 36 tokens behind block 1'),
+        (dict(pruning=dict(pruner=dict(type='CroprPruner', aux_head=None), rate=6)), r'pruner.aux_head=None; a config'),
+        (dict(pruning=dict(pruner=cropr(num_classes=0), rate=6)), r'aux_head.num_classes=0; a positive integer'),
+    ],
+)
+def test_errors_name_key_value_and_what_is_valid(settings, words):
+    with pytest.raises(ValueError, match=words):
+        small_vit(**settings)
+
+
+def test_a_pruner_that_is_none_is_refused():
+    with pytest.raises(TypeError, match=r"pruning.pruner.type='ForeignModule' is no BasePruner"):
+        small_vit(pruning=dict(pruner=dict(type='ForeignModule'), rate=6))
+
+
+@MODELS.register_module()
+class ForeignModule(torch.nn.Module):
+    def __init__(self, **kwargs):
+        super().__init__()
