@@ -74,14 +74,15 @@ def apply_rotary(x: Tensor, rotary: Tensor) -> Tensor:
         x: (B, M, heads, head_dim).
         rotary: (M, head_dim / 2, 2), or (B, M, head_dim / 2, 2) where each sample has its own tokens.
     """
-    rotary = rotary.unsqueeze(-3)
-    if x.dtype == rotary.dtype and not torch.compiler.is_compiling():
-        # One pass over contiguous memory, many times faster on a CPU; not for half precision, nor for compilers.
-        turned = torch.view_as_complex(x.unflatten(-1, (-1, 2))) * torch.view_as_complex(rotary)
-        return torch.view_as_real(turned).flatten(-2)
-    cos, sin = rotary.to(x.dtype).unbind(-1)
-    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2)
+    wide = torch.promote_types(x.dtype, torch.float32)  # angles lose too much in half precision
+    pairs, rotary = x.to(wide).unflatten(-1, (-1, 2)), rotary.to(wide).unsqueeze(-3)
+    if torch.compiler.is_compiling():
+        (even, odd), (cos, sin) = pairs.unbind(-1), rotary.unbind(-1)
+        turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1)
+    else:
+        # One pass over contiguous memory, many times faster on a CPU; compilers know no complex numbers.
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rotary))
+    return turned.flatten(-2).to(x.dtype)
 
 
 class Attention(nn.Module):
