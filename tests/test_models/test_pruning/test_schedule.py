@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from cropr_mm import Schedule
 
+
 def falling(keep):
     return dict(zip(sorted(keep), sorted(keep.values(), reverse=True)))
 
@@ -17,9 +18,7 @@ grids = st.tuples(sides, sides)
 plans = st.one_of(
     st.fixed_dictionaries(dict(rate=st.integers(0, 60))),
     st.fixed_dictionaries(dict(rate=st.floats(0, 0.2))),
-    st.fixed_dictionaries(
-        dict(keep=st.dictionaries(st.integers(0, 9), st.floats(0.01, 1), min_size=1).map(falling))
-    ),
+    st.fixed_dictionaries(dict(keep=st.dictionaries(st.integers(0, 9), st.floats(0.01, 1), min_size=1).map(falling))),
 )
 
 

@@ -1,0 +1,251 @@
+"""The whole pruned forward against one that never moves a token: it masks attention instead."""
+
+import math
+
+import pytest
+import torch
+from helpers import cropr, seg_sample, small_vit
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mmengine.registry import MODELS
+from torch import nn
+
+from cropr_mm import BasePruner, TokenReinsertion
+from cropr_mm.models.layers import apply_rotary, rotary_table
+
+PLANS = [
+    dict(rate=8),
+    dict(rate=0.2),
+    dict(rate=3, round_to=1),
+    dict(rate=5, round_to=2, blocks=[0, 2]),
+    dict(keep={1: 0.3}),
+    dict(keep={0: 0.7, 2: 0.25}, round_to=1),
+    dict(rate=0),
+    dict(keep={1: 1.0}),
+]
+grids = st.tuples(st.integers(1, 7), st.integers(1, 7))
+
+
+def masked_block(block, x, alive, rotary):
+    """A block over all tokens in raster order, of which only those alive are attended to and change."""
+    y = block.norm1(x)
+    q, k, v = block.attn._qkv(y)
+    if rotary is not None:
+        q, k = apply_rotary(q, rotary), apply_rotary(k, rotary)
+    logits = torch.einsum('bqhd,bkhd->bhqk', q, k) / math.sqrt(q.shape[-1])
+    shares = logits.masked_fill(~alive[:, None, None, :], -math.inf).softmax(-1)
+    y = x + block.attn.proj(torch.einsum('bhqk,bkhd->bqhd', shares, v).flatten(2))
+    y = y + block.mlp(block.norm2(y))
+    return torch.where(alive[..., None], y, x)
+
+
+def masked_forward(model, images, progress=1.0):
+    """Every level as (map of all tokens, alive), and the tokens alive behind each module."""
+    x, grid = model._embed(images)
+    prefix, last = model.num_prefix_tokens, model.depth - 1
+    alive = torch.ones(x.shape[:2], dtype=torch.bool)
+    rotary = None
+    if model.arch.rotary:
+        head_dim = model.embed_dims // model.arch.num_heads
+        rotary = rotary_table(grid, head_dim, model.arch.rotary_ref, prefix, x.device)
+    counts = dict(zip(model.schedule.blocks, model.schedule.counts(grid, prefix, progress)))
+    levels, kept = [], []
+    for i, block in enumerate(model.blocks):
+        if i == last and model.fusion:
+            alive = torch.ones_like(alive)
+        x = masked_block(block, x, alive, rotary)
+        if i in model.out_indices:
+            y = model.norm(x) if i == last else x
+            levels.append((y[:, prefix:].transpose(1, 2).unflatten(2, grid), alive[:, prefix:].unflatten(1, grid)))
+        if i in counts:
+            queries = model.pruners[len(kept)].queries
+            scores = (x[:, prefix:] @ queries.T).sum(-1).masked_fill(~alive[:, prefix:], -math.inf)
+            stay = int(alive[0].sum()) - prefix - counts[i]
+            alive = alive.clone()
+            for b in range(len(x)):
+                best = sorted(range(scores.shape[1]), key=lambda t: -scores[b, t].item())[:stay]  # noqa: B023
+                alive[b, prefix:] = False
+                alive[b, prefix + torch.tensor(best)] = True
+            kept.append(alive[:, prefix:].clone())
+    return levels, kept
+
+
+def record(model):
+    seen = []
+    model.prune_listeners.append(lambda *call: seen.append(call))
+    return seen
+
+
+@settings(max_examples=80)
+@given(
+    family=st.sampled_from(['vit', 'eva02']),
+    grid=grids,
+    batch=st.integers(1, 3),
+    plan=st.sampled_from(PLANS),
+    fusion=st.sampled_from(['last_layer', None]),
+    class_token=st.booleans(),
+    fill=st.sampled_from(['exit', 'zero', 'mask_token']),
+    listening=st.booleans(),
+)
+def test_pruned_forward_equals_masked_forward(family, grid, batch, plan, fusion, class_token, fill, listening):
+    model = small_vit(
+        family,
+        dict(pruner=cropr(), fusion=fusion, **plan),
+        arch=dict(class_token=class_token),
+        out_indices=(0, 1, 3, 4),
+    )
+    model.double().eval()
+    images = torch.randn(batch, 3, grid[0] * 4, grid[1] * 4, dtype=torch.float64)
+    seen = record(model) if listening else []
+    neck = TokenReinsertion(fill, embed_dim=16).double()
+    with torch.no_grad():
+        maps = neck(model(images))
+        levels, kept = masked_forward(model, images)
+    for ours, (x, alive) in zip(maps, levels):
+        alive = alive[:, None]
+        if fill == 'zero':
+            x = torch.where(alive, x, torch.zeros_like(x))
+        elif fill == 'mask_token':
+            x = torch.where(alive, x, neck.mask_token.view(1, -1, 1, 1))
+        torch.testing.assert_close(ours, x, rtol=0, atol=1e-9)
+    for module, block, kept_index, removed in seen:
+        assert model.schedule.blocks[module] == block
+        for b in range(batch):
+            assert set(kept_index[b].tolist()) == set(kept[module][b].nonzero().flatten().tolist())
+            assert not set(kept_index[b].tolist()) & set(removed[b].tolist())
+    assert len(seen) == (len(kept) if listening else 0)
+
+
+@pytest.mark.parametrize('family', ['vit', 'eva02'])
+@pytest.mark.parametrize('progress', [0.0, 0.5, 1.0])
+@pytest.mark.parametrize('fusion', ['last_layer', None])
+def test_gradients_equal_those_of_the_masked_forward(family, progress, fusion):
+    model = small_vit(family, dict(pruner=cropr(), rate=8, fusion=fusion)).double().train()
+    model.aux_is_read, model.pruning_progress = True, progress
+    images, target = torch.randn(2, 3, 24, 24).double(), torch.randn(2, 16, 6, 6).double()
+    parameters = [p for n, p in model.named_parameters() if not n.startswith('pruners.')]
+    ours = torch.autograd.grad((model(images)[0].to_dense() * target).sum(), parameters)
+    ((level, _),) = masked_forward(model, images, progress)[0]
+    expected = torch.autograd.grad((level * target).sum(), parameters)
+    torch.testing.assert_close(ours, expected, rtol=1e-8, atol=1e-9)
+
+
+def test_without_progress_training_equals_the_dense_model():
+    model = small_vit(pruning=dict(pruner=cropr(), rate=8)).train()
+    dense = small_vit().train()
+    dense.load_state_dict(model.state_dict(), strict=False)
+    model.pruning_progress = 0.0
+    images = torch.randn(2, 3, 24, 24)
+    assert torch.equal(model(images)[0].tokens, dense(images)[0].tokens)
+
+
+def test_evaluation_prunes_at_the_full_rate_whatever_the_progress():
+    model = small_vit(pruning=dict(pruner=cropr(), rate=8)).eval()
+    images = torch.randn(1, 3, 24, 24)
+    full = model(images)[0].tokens
+    model.pruning_progress = 0.0
+    assert torch.equal(model(images)[0].tokens, full)
+
+
+def test_samples_of_a_batch_do_not_meet():
+    model = small_vit('eva02', dict(pruner=cropr(), rate=8)).double().eval()
+    images = torch.randn(3, 3, 24, 24).double()
+    together = model(images)[0].to_dense()
+    for b in range(3):
+        torch.testing.assert_close(model(images[b : b + 1])[0].to_dense()[0], together[b])
+
+
+# --- no token is lost or repeated -----------------------------------------------------------------------------
+
+
+@MODELS.register_module()
+class NastyPruner(BasePruner):
+    """Scores out of few values, NaN and infinities among them."""
+
+    values = torch.tensor([math.nan, math.inf, -math.inf, 0.0, -0.0, 1.0])
+
+    def score(self, patch_tokens, index, grid):
+        return self.values[torch.randint(len(self.values), index.shape)]
+
+
+class Untouched(nn.Module):
+    def forward(self, x, rotary=None):
+        return x
+
+
+@settings(max_examples=100)
+@given(grids, st.integers(1, 3), st.sampled_from(PLANS), st.sampled_from(['last_layer', None]), st.booleans())
+def test_tokens_come_back_to_the_bit_where_they_were(grid, batch, plan, fusion, class_token):
+    """With blocks that do nothing, the map is the patch embedding, whatever was taken aside on the way."""
+    pruning = dict(pruner=dict(type='NastyPruner'), fusion=fusion, **plan)
+    model = small_vit(pruning=pruning, arch=dict(class_token=class_token), out_indices=range(5), final_norm=False)
+    for i in range(model.depth):
+        model.blocks[i] = Untouched()
+    images = torch.randn(batch, 3, grid[0] * 4, grid[1] * 4)
+    embedded = model._embed(images)[0][:, int(class_token) :].transpose(1, 2).unflatten(2, grid)
+    for level in model.eval()(images):
+        assert torch.equal(level.to_dense(), embedded)
+
+
+@settings(max_examples=50)
+@given(grids, st.sampled_from(PLANS), st.sampled_from(['last_layer', None]))
+def test_indices_hold_each_position_once(grid, plan, fusion):
+    pruning = dict(pruner=dict(type='NastyPruner'), fusion=fusion, **plan)
+    model = small_vit(pruning=pruning, out_indices=range(5)).eval()
+    patches = torch.arange(grid[0] * grid[1])
+    for level in model(torch.randn(2, 3, grid[0] * 4, grid[1] * 4)):
+        assert level.index is None or torch.equal(level.index.sort(dim=1).values, patches.expand(2, -1))
+
+
+@settings(max_examples=50)
+@given(grids, st.sampled_from(PLANS), st.sampled_from(['last_layer', None]))
+def test_each_module_shares_out_what_the_one_before_sent_on(grid, plan, fusion):
+    model = small_vit(pruning=dict(pruner=dict(type='NastyPruner'), fusion=fusion, **plan)).eval()
+    seen = record(model)
+    model(torch.randn(1, 3, grid[0] * 4, grid[1] * 4))
+    before = set(range(grid[0] * grid[1]))
+    for _, _, kept, removed in seen:
+        assert kept.shape[1] + removed.shape[1] == len(before)
+        assert set(kept[0].tolist()) | set(removed[0].tolist()) == before
+        before = set(kept[0].tolist())
+
+
+@pytest.mark.parametrize('family', ['vit', 'eva02'])
+@pytest.mark.parametrize('value', [math.nan, math.inf])
+def test_broken_pixels_cost_no_token(family, value):
+    model = small_vit(family, dict(pruner=cropr(), rate=8)).eval()
+    images = torch.randn(2, 3, 24, 24)
+    images[0, 0, 5, 5] = value
+    seen = record(model)
+    dense = model(images)[0].to_dense()
+    for _, _, kept, removed in seen[:1]:
+        assert torch.cat([kept, removed], dim=1).sort(dim=1).values.tolist() == [list(range(36))] * 2
+    torch.testing.assert_close(dense[1:], model(images[1:])[0].to_dense())  # the whole image beside it is unharmed
+
+
+def test_a_listener_changes_nothing_where_nothing_is_pruned():
+    """A module whose count is 0 must leave the order of the tokens alone."""
+    model = small_vit('eva02', dict(pruner=cropr(), rate=0)).eval()
+    images = torch.randn(1, 3, 24, 24)
+    before = model(images)[0].tokens
+    seen = record(model)
+    assert torch.equal(model(images)[0].tokens, before)
+    assert [(m, b, k.shape, r.shape) for m, b, k, r in seen] == [(i, i, (1, 36), (1, 0)) for i in range(3)]
+
+
+# --- auxiliary predictions that nobody reads ------------------------------------------------------------------
+
+
+def test_training_without_reading_the_auxiliary_losses_is_an_error():
+    model = small_vit(pruning=dict(pruner=cropr(), rate=8)).train()
+    model(torch.randn(1, 3, 24, 24))
+    with pytest.raises(RuntimeError, match=r"custom_hooks=\[dict\(type='CroprHook'\)\]"):
+        model(torch.randn(1, 3, 24, 24))
+
+
+def test_reading_them_by_hand_is_enough():
+    model = small_vit(pruning=dict(pruner=cropr('PatchSegAuxHead'), rate=8)).train()
+    samples = [seg_sample(torch.zeros(24, 24, dtype=torch.long))]
+    for _ in range(3):
+        model(torch.randn(1, 3, 24, 24))
+        assert model.aux_losses(samples)['loss_aux'].item() > 0

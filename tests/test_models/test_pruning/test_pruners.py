@@ -1,0 +1,263 @@
+"""One Cropr module against a brute-force reference, straight from the formulas of arXiv 2412.00965."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import cropr, det_sample, liven, seg_sample, small_vit
+from mmengine.registry import MODELS
+
+from cropr_mm import CroprPruner, RandomPruner
+from cropr_mm.models.pruning.selection import Tokens, split
+
+GRID, DIM, PREFIX, CLASSES = (3, 4), 8, 1, 3
+
+
+def build(head):
+    pruner = CroprPruner(DIM, GRID, 4, dict(type=head, num_classes=CLASSES))
+    return liven(pruner)
+
+
+def norm(z, weight, bias):
+    """LayerNorm, one vector at a time."""
+    mean = z.sum() / len(z)
+    variance = ((z - mean) ** 2).sum() / len(z)
+    return (z - mean) / (variance + 1e-6).sqrt() * weight + bias
+
+
+def reference(w, x):
+    """Scores of the patch tokens and the auxiliary prediction for one sample.
+
+    Args:
+        w: the pruner's parameters by name, float64.
+        x: (M, D) all tokens, prefix first.
+    """
+    queries = w['queries']
+    logits = torch.stack([torch.stack([(q * token).sum() for token in x]) for q in queries])  # A (N, M)
+    scores = torch.stack([sum(logits[n, m] for n in range(len(queries))) for m in range(PREFIX, len(x))])
+    predictions = []
+    for a in logits:
+        share = (a / math.sqrt(DIM)).exp()
+        z = sum(s * token for s, token in zip(share / share.sum(), x))
+        hidden = w['mlp.fc1.weight'] @ norm(z, w['norm.weight'], w['norm.bias']) + w['mlp.fc1.bias']
+        hidden = hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2)))
+        z = z + w['mlp.fc2.weight'] @ hidden + w['mlp.fc2.bias']
+        z = norm(z, w['aux_head.norm.weight'], w['aux_head.norm.bias'])
+        predictions.append(w['aux_head.fc.weight'] @ z + w['aux_head.fc.bias'])
+    return scores, torch.stack(predictions)
+
+
+def reference_loss(head, logits, targets):
+    """Cross-entropy per patch without label 255, or binary cross-entropy per class; mean."""
+    terms = []
+    for prediction, target in zip(logits, targets):
+        if head == 'PatchSegAuxHead':
+            for row, label in zip(prediction, target):
+                if label != 255:
+                    terms.append(row.exp().sum().log() - row[label])
+        else:
+            for c in range(CLASSES):
+                p = 1 / (1 + (-prediction[0, c]).exp())
+                terms.append(-(p if c in target else 1 - p).log())
+    return sum(terms) / len(terms)
+
+
+@pytest.fixture(params=['PatchSegAuxHead', 'MultiLabelAuxHead'])
+def case(request):
+    pruner = build(request.param)
+    x = torch.randn(2, PREFIX + 12, DIM)
+    if request.param == 'PatchSegAuxHead':
+        targets = [[0, 1, 2, 255] * 3, [2] * 11 + [255]]
+        samples = [
+            seg_sample(torch.tensor(t).view(GRID).repeat_interleave(4, 0).repeat_interleave(4, 1)) for t in targets
+        ]
+    else:
+        targets = [{0, 2}, {1}]
+        samples = [det_sample([2, 0, 0]), det_sample([1])]
+    weights = {k: p.detach().double().requires_grad_() for k, p in pruner.named_parameters()}
+    return request.param, pruner, x, samples, targets, weights, [reference(weights, s.double()) for s in x]
+
+
+def index_of(x):
+    return torch.arange(12).expand(len(x), -1)
+
+
+def test_scores(case):
+    _, pruner, x, *_, expected = case
+    scores = pruner.score(x[:, PREFIX:], index_of(x), GRID)
+    assert scores.dtype == torch.float32
+    torch.testing.assert_close(scores.double(), torch.stack([s for s, _ in expected]), rtol=1e-5, atol=1e-5)
+
+
+def test_kept_set(case):
+    _, pruner, x, *_, expected = case
+    tokens = Tokens(x, torch.arange(13).expand(2, -1))
+    kept, aside = split(tokens, pruner.score(x[:, PREFIX:], index_of(x), GRID), 5, PREFIX)
+    for b, (scores, _) in enumerate(expected):
+        best = sorted(range(12), key=lambda i: -scores[i].item())
+        assert set(kept.position[b].tolist()) == {0} | {1 + i for i in best[:7]}
+        assert set(aside.position[b].tolist()) == {1 + i for i in best[7:]}
+
+
+def test_auxiliary_prediction(case):
+    _, pruner, x, *_, expected = case
+    torch.testing.assert_close(pruner.predict(x).double(), torch.stack([p for _, p in expected]), rtol=1e-5, atol=1e-5)
+
+
+def test_auxiliary_loss(case):
+    head, pruner, x, samples, targets, _, expected = case
+    loss = pruner.aux_loss(pruner.predict(x), samples, GRID)
+    torch.testing.assert_close(loss.double(), reference_loss(head, [p for _, p in expected], targets))
+
+
+def test_gradients_of_queries_mlp_norms_and_head(case):
+    head, pruner, x, samples, targets, weights, expected = case
+    pruner.aux_loss(pruner.predict(x), samples, GRID).backward()
+    reference_loss(head, [p for _, p in expected], targets).backward()
+    for name, parameter in pruner.named_parameters():
+        assert weights[name].grad.abs().max() > 0, name
+        torch.testing.assert_close(parameter.grad.double(), weights[name].grad, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_parameters_carry_the_documented_names(case):
+    head, pruner, *_ = case
+    names = {name: tuple(p.shape) for name, p in pruner.named_parameters()}
+    assert names == {
+        'queries': (12 if head == 'PatchSegAuxHead' else 1, DIM),
+        **{f'{layer}.{part}': (DIM,) for layer in ('norm', 'aux_head.norm') for part in ('weight', 'bias')},
+        'mlp.fc1.weight': (32, DIM),
+        'mlp.fc1.bias': (32,),
+        'mlp.fc2.weight': (DIM, 32),
+        'mlp.fc2.bias': (DIM,),
+        'aux_head.fc.weight': (CLASSES, DIM),
+        'aux_head.fc.bias': (CLASSES,),
+    }
+
+
+def test_queries_start_with_the_published_spread():
+    queries = CroprPruner(256, (16, 16), 16, dict(type='PatchSegAuxHead', num_classes=2)).queries
+    assert queries.std().item() == pytest.approx(256**-0.5, rel=0.05)
+
+
+# --- who learns from what -------------------------------------------------------------------------------------
+
+
+def model_and_losses(head, family='vit'):
+    model = small_vit(family, dict(pruner=cropr(head), rate=8)).train()
+    model.aux_is_read = True
+    labels = torch.randint(3, (24, 24))
+    samples = [det_sample([1])] * 2 if head == 'MultiLabelAuxHead' else [seg_sample(labels)] * 2
+    main = model(torch.randn(2, 3, 24, 24))[0].tokens.square().mean()
+    return model, main, model.aux_losses(samples)['loss_aux']
+
+
+def touched(model):
+    return {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+
+
+@pytest.mark.parametrize('family', ['vit', 'eva02'])
+@pytest.mark.parametrize('head', ['MultiLabelAuxHead', 'PatchSegAuxHead'])
+def test_the_auxiliary_loss_teaches_the_pruners_alone(head, family):
+    model, _, auxiliary = model_and_losses(head, family)
+    auxiliary.backward()
+    assert touched(model) == {name for name, _ in model.named_parameters() if name.startswith('pruners.')}
+
+
+@pytest.mark.parametrize('head', ['MultiLabelAuxHead', 'PatchSegAuxHead'])
+def test_the_main_loss_teaches_no_pruner(head):
+    model, main, _ = model_and_losses(head)
+    main.backward()
+    assert touched(model) == {name for name, _ in model.named_parameters() if not name.startswith('pruners.')}
+
+
+def test_each_module_has_its_own_loss_and_they_add_up():
+    model = small_vit(pruning=dict(pruner=cropr(), rate=8)).train()
+    model(torch.randn(2, 3, 24, 24))
+    losses = model.aux_losses([det_sample([0]), det_sample([1, 2])])
+    assert set(losses) == {'loss_aux', 'aux.0', 'aux.1', 'aux.2'}
+    torch.testing.assert_close(losses['loss_aux'], sum(losses[f'aux.{i}'] for i in range(3)))
+    assert not any(losses[f'aux.{i}'].requires_grad for i in range(3))
+
+
+def test_nothing_is_predicted_in_evaluation_or_without_gradients():
+    model = small_vit(pruning=dict(pruner=cropr(), rate=8))
+    with torch.no_grad():
+        model.train()(torch.randn(1, 3, 24, 24))
+    assert model.aux_losses([]) == {}
+    model.eval()(torch.randn(1, 3, 24, 24))
+    assert model.aux_losses([]) == {}
+
+
+# --- precision, deployment, random ----------------------------------------------------------------------------
+
+
+def test_scores_stay_float32_under_autocast():
+    pruner, x = build('MultiLabelAuxHead'), torch.randn(2, 12, DIM)
+    expected = pruner.score(x, index_of(x), GRID)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        assert torch.equal(pruner.score(x, index_of(x), GRID), expected)
+    assert pruner.score(x.bfloat16(), index_of(x), GRID).dtype == torch.float32
+
+
+@pytest.mark.parametrize('head', ['MultiLabelAuxHead', 'PatchSegAuxHead'])
+@pytest.mark.parametrize('family', ['vit', 'eva02'])
+def test_folding_the_queries_changes_no_output(head, family):
+    model = small_vit(family, dict(pruner=cropr(head), rate=8)).eval()
+    images = torch.randn(2, 3, 20, 24)
+    before = model(images)[0].to_dense()
+    model.switch_to_deploy()
+    torch.testing.assert_close(model(images)[0].to_dense(), before)
+    assert {name for name, _ in model.pruners[0].named_parameters()} == {'queries'}
+    assert model.pruners[0].queries.shape == (1, 16)
+
+
+@pytest.mark.parametrize('head', ['MultiLabelAuxHead', 'PatchSegAuxHead'])
+def test_a_deploy_config_loads_folded_weights(head):
+    pruning = dict(pruner=cropr(head), rate=8)
+    model = small_vit(pruning=pruning).eval()
+    model.switch_to_deploy()
+    stripped = small_vit(pruning=dict(pruning, deploy=True)).eval()
+    stripped.load_state_dict(model.state_dict(), strict=True)
+    images = torch.randn(1, 3, 24, 24)
+    assert torch.equal(stripped(images)[0].tokens, model(images)[0].tokens)
+
+
+def test_folding_twice_is_folding_once():
+    model = small_vit(pruning=dict(pruner=cropr(), rate=8))
+    model.switch_to_deploy()
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    model.switch_to_deploy()
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+
+
+def test_a_folded_model_trains_without_auxiliary_losses():
+    model = small_vit(pruning=dict(pruner=cropr(), rate=8, deploy=True)).train()
+    for _ in range(2):
+        model(torch.randn(1, 3, 24, 24))[0].tokens.sum().backward()
+    assert model.aux_losses([det_sample([0])]) == {}
+
+
+def test_random_selection_needs_no_parameters_and_no_hook():
+    model = small_vit(pruning=dict(pruner=dict(type='RandomPruner'), rate=8, deploy=True)).train()
+    for _ in range(2):
+        model(torch.randn(1, 3, 24, 24))[0].tokens.sum().backward()
+    assert not list(model.pruners.parameters()) and model.aux_losses([]) == {}
+
+
+def test_random_scores_follow_torchs_seed_and_differ_per_sample():
+    pruner = MODELS.build(dict(type='RandomPruner', embed_dim=DIM, grid=GRID, patch_size=4))
+    assert isinstance(pruner, RandomPruner)
+    x = torch.zeros(2, 12, DIM)
+    torch.manual_seed(1)
+    first = pruner.score(x, index_of(x), GRID)
+    torch.manual_seed(1)
+    assert torch.equal(first, pruner.score(x, index_of(x), GRID)) and not torch.equal(first[0], first[1])
+
+
+def test_random_selection_takes_every_token_equally_often():
+    pruner = RandomPruner(DIM, GRID, 4)
+    x = torch.zeros(4000, 12, DIM)
+    best = pruner.score(x, index_of(x), GRID).topk(6).indices
+    share = F.one_hot(best, 12).sum(dim=(0, 1)) / 4000
+    assert (share - 0.5).abs().max() < 0.04  # 5 standard deviations
