@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
-from mmengine.utils import track_iter_progress
+from mmengine.utils import ProgressBar
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -36,8 +36,13 @@ class Crops(Dataset):
 
     def __init__(self, seed: int, first: int, count: int, augment: bool) -> None:
         self.augment = augment
-        print(f'drawing {count} crops')
-        self.crops = [draw_crop(seed, index) for index in track_iter_progress(range(first, first + count))]
+        print(f'Drawing {count} crops')
+        bar, self.crops = ProgressBar(count), []
+        for index in range(first, first + count):
+            self.crops.append(draw_crop(seed, index))
+            if len(self.crops) % 100 == 0:
+                bar.update(100)
+        print()
 
     def __len__(self) -> int:
         return len(self.crops)
@@ -130,8 +135,9 @@ def main() -> None:
 
     warm_up = max(1, args.iters // 12)
     runner = Runner(
-        model=CropModel(), work_dir=args.work_dir, experiment_name='pretrain_sample', randomness=dict(seed=args.seed),
-        default_scope='mmengine', train_cfg=dict(by_epoch=False, max_iters=args.iters, val_interval=500),
+        model=CropModel(), work_dir=args.work_dir, experiment_name='pretrain_sample', default_scope='mmengine',
+        randomness=dict(seed=args.seed), log_processor=dict(by_epoch=False),
+        train_cfg=dict(by_epoch=False, max_iters=args.iters, val_interval=500),
         train_dataloader=_loader(Crops(args.seed, 0, args.crops, True), args.batch, True),
         val_dataloader=_loader(Crops(args.seed, args.crops, 2000, False), 500, False),
         val_cfg=dict(), val_evaluator=Evaluator(CropAccuracy()),

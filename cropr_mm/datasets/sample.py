@@ -107,7 +107,7 @@ def _write_split(root: Path, split: str, count: int, seed: int, size: int, bar: 
     annotations: list[dict[str, Any]] = []
     for index in range(count):
         scene = draw_scene(seed, index, split, size)
-        Image.fromarray(scene.image).save(image_dir / f'{index:05d}.jpg', quality=95)
+        Image.fromarray(scene.image).save(image_dir / f'{index:05d}.jpg', quality=95, subsampling=0)
         Image.fromarray(scene.labels + np.uint8(1)).save(label_dir / f'{index:05d}.png')
         images.append(dict(id=index + 1, file_name=f'{index:05d}.jpg', height=size, width=size))
         for annotation in _instances(scene):
