@@ -137,12 +137,11 @@ class Installed:
 
         self.site = venv / 'lib' / f'python{python[0]}.{python[1]}' / 'site-packages'
         self.versions: dict[str, str] = {}
-        self._mmcv_url: str | None = None
+        self.urls: dict[str, str] = {}  # of what came from a file or folder and not from an index
         for found in distributions(path=[str(self.site)]):
             name = re.sub(r'[-_.]+', '-', found.metadata['Name'] or '').lower()
             self.versions[name] = found.version
-            if name in {stack.mmcv for stack in STACKS.values()}:
-                self._mmcv_url = found.read_text('direct_url.json')
+            self.urls[name] = json.loads(found.read_text('direct_url.json') or '{}').get('url', '')
         source = self.site / 'torch' / 'version.py'
         text = source.read_text() if 'torch' in self.versions and source.exists() else ''
         version = re.search(r"^__version__ = '(.+)'", text, re.M)
@@ -152,9 +151,8 @@ class Installed:
 
     def mmcv_key(self) -> str | None:
         """The cache key that the installed mmcv came from, as pip recorded it; None for an mmcv from elsewhere."""
-        if not self._mmcv_url:
-            return None
-        return Path(unquote(urlparse(json.loads(self._mmcv_url).get('url', '')).path)).parent.name
+        urls = [self.urls[stack.mmcv] for stack in STACKS.values() if self.urls.get(stack.mmcv)]
+        return Path(unquote(urlparse(urls[0]).path)).parent.name if urls else None
 
 
 def check_environment(venv: Path, installed: Installed, torch: str, openmmlab: str, python: Sequence[int]) -> None:

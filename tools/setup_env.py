@@ -65,25 +65,21 @@ class Setup:
         self.environ.update(PIP_DISABLE_PIP_VERSION_CHECK='1', PIP_NO_INPUT='1', PYTHONNOUSERSITE='1')
 
     # -- what is there --------------------------------------------------------------------------------------------
-    def state(self) -> dict[str, object]:
-        """What makes an environment ready: how it is made, and every version in it."""
-        sources = [
-            *(Path(__file__).with_name(name) for name in ('setup_env.py', 'setup_checks.py')),
-            ROOT / 'setup.cfg',
-        ]
+    def state(self) -> dict[str, dict[str, str]]:
+        """What makes an environment ready: how it is made, and the packages in it."""
+        here = Path(__file__).parent
+        sources = [here / 'setup_env.py', here / 'setup_checks.py', ROOT / 'setup.cfg']
         recipe = hashlib.sha256(b''.join(source.read_bytes() for source in sources)).hexdigest()
         there = Installed(self.venv)
-        return {
-            'recipe': recipe,
-            'root': str(ROOT),
-            'torch': there.torch,
-            'packages': dict(sorted(there.versions.items())),
-        }
+        made = {'recipe': recipe, 'torch': there.torch or '', 'cropr_mm': there.urls.get('cropr-mm', '')}
+        return {'made': made, 'packages': there.versions}
 
     def ready(self) -> bool:
+        """Whether nothing has changed since the last complete set-up; packages that were added do no harm."""
         try:
-            return bool(json.loads(self.stamp.read_text()) == self.state())
-        except (OSError, ValueError):
+            before, now = json.loads(self.stamp.read_text()), self.state()
+            return bool(before['made'] == now['made'] and before['packages'].items() <= now['packages'].items())
+        except (OSError, ValueError, KeyError):
             return False
 
     def cuda_ops(self) -> bool:
@@ -166,7 +162,7 @@ class Setup:
             self.install_package()
             self.install_parity()
             self.call('trying it out', [self.python, '-c', SMOKE_TEST])
-            self.stamp.write_text(json.dumps(self.state(), indent=1))
+            self.stamp.write_text(json.dumps(self.state(), indent=1, sort_keys=True))
         say(f'{self.venv} is ready after {time.monotonic() - started:.0f} s (torch {Installed(self.venv).torch})')
 
     def check_prerequisites(self) -> None:
