@@ -4,7 +4,7 @@ _base_ = [
     '../_base_/sample_runtime.py'
 ]
 model = dict(
-    data_preprocessor=dict(mean=[127.5] * 3, std=[127.5] * 3, size=(96, 96)),
+    data_preprocessor=dict(mean=[127.5] * 3, std=[58.0] * 3, size=(96, 96)),
     pretrained=None,
     backbone=dict(_delete_=True, **_base_.backbone),
     neck=dict(type='TokenReinsertion'),

@@ -1,0 +1,61 @@
+"""Counting what a model computes and how many tokens it carries."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from ..models import CroprViT
+
+
+def _attention(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+def count_flops(model: nn.Module, *inputs: Any, **kwargs: Any) -> int:
+    """Floating point operations of one forward call, attention included.
+
+    A multiplication and an addition count as two; matrix products, convolutions and attention count, the rest
+    (norms, activations, sorting) does not, as is usual.
+
+    Args:
+        model: any module; called as it is, in its current mode, without gradients.
+        inputs, kwargs: what it is called with.
+    """
+    # PyTorch's counter knows the fused attention of GPUs; that of the CPU has an operator of its own.
+    operator = getattr(torch.ops.aten, '_scaled_dot_product_flash_attention_for_cpu', None)
+    counter = FlopCounterMode(display=False, custom_mapping={operator: _attention} if operator else None)
+    with torch.no_grad(), counter:
+        model(*inputs, **kwargs)
+    return counter.get_total_flops()
+
+
+def tokens_per_block(backbone: CroprViT, height: int, width: int) -> list[int]:
+    """Tokens that each block processes at inference, class and register tokens included.
+
+    Args:
+        backbone: dense or pruned.
+        height, width: of the images, in pixels.
+    """
+    grid = backbone.grid_of(height, width)
+    total = grid[0] * grid[1] + backbone.num_prefix_tokens
+    if backbone.schedule is None:
+        return [total] * backbone.depth
+    leaving = dict(zip(backbone.schedule.blocks, backbone.schedule.counts(grid, backbone.num_prefix_tokens)))
+    carried, tokens = [], total
+    for block in range(backbone.depth):
+        carried.append(total if backbone.fusion and block == backbone.depth - 1 else tokens)
+        tokens -= leaving.get(block, 0)
+    return carried
+
+
+def pruned_ratio(backbone: CroprViT, height: int, width: int) -> float:
+    """Share of all tokens that are taken aside by the time the last module has done its work, 0 to 1."""
+    grid = backbone.grid_of(height, width)
+    if backbone.schedule is None:
+        return 0.0
+    leaving = backbone.schedule.counts(grid, backbone.num_prefix_tokens)
+    return sum(leaving) / (grid[0] * grid[1] + backbone.num_prefix_tokens)

@@ -1,0 +1,133 @@
+"""Timing several models against one another, so that a busy or throttled machine troubles all of them alike."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from mmengine.registry import MODELS
+
+from ..models import CroprViT
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Rounds of one model.
+
+    Attributes:
+        batch_size: images per call.
+        seconds: time per call in each round.
+    """
+
+    batch_size: int
+    seconds: tuple[float, ...]
+
+    @property
+    def images_per_second(self) -> float:
+        """Median over the rounds."""
+        return self.batch_size / statistics.median(self.seconds)
+
+    @property
+    def spread(self) -> float:
+        """Distance between the quartiles, as a share of the median."""
+        if len(self.seconds) < 2:
+            return 0.0
+        low, _, high = statistics.quantiles(self.seconds, n=4, method='inclusive')
+        return (high - low) / statistics.median(self.seconds)
+
+    def ratio_to(self, other: Timing) -> float:
+        """How many times as fast as another model: the median over the rounds that the two were timed in."""
+        return statistics.median(b / a for a, b in zip(self.seconds, other.seconds))
+
+
+def compare_throughput(
+    calls: Mapping[str, Callable[[], Any]],
+    batch_size: int,
+    rounds: int = 10,
+    warmup: int = 2,
+    min_seconds: float = 0.2,
+    device: torch.device | str = 'cpu',
+) -> dict[str, Timing]:
+    """Time functions in turn: every round times each of them once.
+
+    Args:
+        calls: what to time; each call processes ``batch_size`` images. Run without gradients.
+        batch_size: images per call.
+        rounds: how often; the median of the rounds counts.
+        warmup: untimed calls of each in the beginning.
+        min_seconds: short calls are repeated until one timing takes about this long.
+        device: where the calls run; an accelerator is waited for.
+
+    Raises:
+        ValueError: ``rounds`` or ``batch_size`` below 1.
+    """
+    for key, value in (('rounds', rounds), ('batch_size', batch_size)):
+        if value < 1:
+            raise ValueError(f'{key}={value}; 1 or more is expected')
+    device = torch.device(device)
+    with torch.inference_mode():
+        repeats = {}
+        for name, call in calls.items():
+            for _ in range(warmup):
+                call()
+            repeats[name] = max(1, round(min_seconds / max(_seconds(call, 1, device), 1e-9)))
+        seconds: dict[str, list[float]] = {name: [] for name in calls}
+        names = list(calls)
+        for i in range(rounds):
+            # A different one begins each round: none is always the first after a pause.
+            for name in names[i % len(names):] + names[: i % len(names)]:
+                seconds[name].append(_seconds(calls[name], repeats[name], device))
+    return {name: Timing(batch_size, tuple(values)) for name, values in seconds.items()}
+
+
+def _seconds(call: Callable[[], Any], repeats: int, device: torch.device) -> float:
+    _wait(device)
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    _wait(device)
+    return (time.perf_counter() - start) / repeats
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+    elif device.type == 'mps':
+        torch.mps.synchronize()
+
+
+def build_variants(backbone: Mapping[str, Any]) -> dict[str, CroprViT]:
+    """The same weights as a dense, a Cropr and a randomly pruned backbone, ready for inference.
+
+    Args:
+        backbone: config of a CroprViT with ``pruning``; its ``rate``, ``keep``, ... hold for both pruned ones,
+            its ``pruner`` for Cropr where it is one. ``init_cfg`` is followed.
+
+    Raises:
+        ValueError: the config has no ``pruning``.
+    """
+    settings = dict(backbone, type='CroprViT')
+    pruning = settings.get('pruning')
+    if not pruning:
+        raise ValueError('backbone.pruning is not set; a rate or keep is needed for the pruned variants')
+    plan = {key: value for key, value in pruning.items() if key not in ('pruner', 'deploy')}
+    cropr = dict(pruning.get('pruner') or {})
+    if cropr.get('type') != 'CroprPruner':
+        cropr = dict(type='CroprPruner', aux_head=dict(type='MultiLabelAuxHead', num_classes=1))
+    variants: dict[str, CroprViT] = {}
+    for name, value in (('dense', None), ('cropr', {**plan, 'pruner': cropr}),
+                        ('random', {**plan, 'pruner': dict(type='RandomPruner')})):
+        variants[name] = MODELS.build({**settings, 'pruning': value})
+    if settings.get('init_cfg'):
+        variants['cropr'].init_weights()
+    weights = variants['cropr'].state_dict()
+    for model in variants.values():
+        own = model.state_dict()
+        model.load_state_dict({key: weights[key] for key in own})
+        model.switch_to_deploy()
+        model.eval()
+    return variants
