@@ -89,9 +89,10 @@ def load_vit_weights(model: CroprViT, path: str) -> None:
         state.update({f'norm.{k}': state[f'fc_norm.{k}'] for k in ('weight', 'bias')})
     own = model.state_dict()
     for key, resize in (('pos_embed', _resize_position), ('patch_embed.proj.weight', _resize_patch)):
-        if key in state and state[key].shape != own[key].shape:
+        if key in state and state[key].shape != own[key].shape and state[key].ndim == own[key].ndim:
             state[key] = resize(state[key], model, path)
-    missing = [k for k in own if k not in state and not k.startswith('pruners.')]
+    pruned = any(k.startswith('pruners.') for k in state)  # then all of them are wanted, not the first few
+    missing = [k for k in own if k not in state and (pruned or not k.startswith('pruners.'))]
     extra = [
         k
         for k in state
@@ -118,7 +119,7 @@ def _shorten(keys: list[str], limit: int = 12) -> str:
 
 def _resize_position(pos_embed: Tensor, model: CroprViT, path: str) -> Tensor:
     prefix = model.num_prefix_tokens
-    side = math.isqrt(max(pos_embed.shape[1] - prefix, 0)) if pos_embed.ndim == 3 else 0
+    side = math.isqrt(max(pos_embed.shape[1] - prefix, 0))
     if not side or side * side + prefix != pos_embed.shape[1]:
         raise ValueError(f'{path}: pos_embed {tuple(pos_embed.shape)} is no square grid behind {prefix} prefix tokens')
     return resize_position_embedding(pos_embed, (side, side), model.grid, prefix)
