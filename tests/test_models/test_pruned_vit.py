@@ -63,7 +63,7 @@ def masked_forward(model, images, progress=1.0):
             stay = int(alive[0].sum()) - prefix - counts[i]
             alive = alive.clone()
             for b in range(len(x)):
-                best = sorted(range(scores.shape[1]), key=lambda t: -scores[b, t].item())[:stay]  # noqa: B023
+                best = sorted(range(scores.shape[1]), key=lambda t: -scores[b, t].item())[:stay]
                 alive[b, prefix:] = False
                 alive[b, prefix + torch.tensor(best)] = True
             kept.append(alive[:, prefix:].clone())

@@ -1,0 +1,207 @@
+"""Pretrained weights arrive whole, or not at all and with a reason."""
+
+import pickle
+import re
+
+import pytest
+import torch
+from helpers import cropr, small_vit
+from safetensors.torch import save_file
+
+from cropr_mm import CroprViT
+from cropr_mm.checkpoint import load_vit_weights, read_state_dict
+
+
+def weights_of(model):
+    return {k: v.clone() for k, v in model.state_dict().items()}
+
+
+def assert_same(model, weights):
+    for name, value in weights.items():
+        assert torch.equal(model.state_dict()[name], value), name
+
+
+def save(state, path):
+    torch.save(state, path)
+    return str(path)
+
+
+@pytest.fixture
+def weights():
+    return weights_of(small_vit())
+
+
+@pytest.mark.parametrize(
+    'wrap',
+    [
+        lambda w: w,
+        lambda w: {'state_dict': w, 'meta': {'epoch': 3}},
+        lambda w: {'model': w},
+        lambda w: {f'module.{k}': v for k, v in w.items()},
+        lambda w: {'state_dict': {**{f'backbone.{k}': v for k, v in w.items()}, 'decode_head.w': torch.zeros(1)}},
+        lambda w: {**w, 'head.weight': torch.zeros(3, 16), 'mask_token': torch.zeros(1), 'rope.freqs': torch.zeros(2)},
+    ],
+    ids=['plain', 'state_dict', 'model', 'module.', 'backbone.', 'with a classifier'],
+)
+def test_weights_are_found_in_their_wrapping(weights, wrap, tmp_path):
+    model = small_vit()
+    load_vit_weights(model, save(wrap(weights), tmp_path / 'w.pth'))
+    assert_same(model, weights)
+
+
+def test_init_weights_loads_and_the_constructor_does_not(weights, tmp_path):
+    path = str(tmp_path / 'w.safetensors')
+    save_file(weights, path)
+    model = small_vit(init_cfg=dict(type='Pretrained', checkpoint=path))
+    assert not torch.equal(model.pos_embed, weights['pos_embed'])
+    model.init_weights()
+    assert_same(model, weights)
+
+
+def test_without_a_checkpoint_init_weights_changes_nothing():
+    model = small_vit()
+    before = weights_of(model)
+    model.init_weights()
+    assert_same(model, before)
+
+
+def test_dense_weights_go_into_a_pruned_model_whose_pruners_stay(weights, tmp_path):
+    model = small_vit(pruning=dict(pruner=cropr(), rate=8))
+    pruners = weights_of(model.pruners)
+    load_vit_weights(model, save(weights, tmp_path / 'w.pth'))
+    assert_same(model, weights)
+    assert_same(model.pruners, pruners)
+
+
+def test_a_pruned_models_weights_come_back_with_their_pruners(tmp_path):
+    pruning = dict(pruner=cropr(), rate=8)
+    weights = weights_of(small_vit(pruning=pruning))
+    model = small_vit(pruning=pruning)
+    load_vit_weights(model, save(weights, tmp_path / 'w.pth'))
+    assert_same(model, weights)
+
+
+def test_folded_weights_load_with_deploy(tmp_path):
+    pruning = dict(pruner=cropr('PatchSegAuxHead'), rate=8)
+    trained = small_vit(pruning=pruning)
+    trained.switch_to_deploy()
+    path = save(weights_of(trained), tmp_path / 'w.pth')
+    model = small_vit(
+        pruning=dict(pruning, deploy=True), init_cfg=dict(type='Pretrained', checkpoint=path), drop_path_rate=0.1
+    )
+    model.init_weights()
+    assert_same(model, weights_of(trained))
+
+
+def test_positions_are_resized_to_the_models_grid(weights, tmp_path):
+    model = small_vit(img_size=(48, 12))
+    weights['pos_embed'] = torch.cat([torch.full((1, 1, 16), 5.0), torch.full((1, 36, 16), 2.0)], dim=1)
+    load_vit_weights(model, save(weights, tmp_path / 'w.pth'))
+    assert model.pos_embed.shape == (1, 1 + 12 * 3, 16)
+    torch.testing.assert_close(model.pos_embed[:, 0], weights['pos_embed'][:, 0])
+    torch.testing.assert_close(model.pos_embed[:, 1:], torch.full((1, 36, 16), 2.0))
+
+
+def test_patch_embedding_is_resized_to_the_models_patch(weights, tmp_path):
+    model = small_vit(img_size=48, patch_size=8)
+    weights['patch_embed.proj.weight'] = torch.full((16, 3, 4, 4), 0.5)
+    load_vit_weights(model, save(weights, tmp_path / 'w.pth'))
+    torch.testing.assert_close(model.patch_embed.proj.weight.detach(), torch.full((16, 3, 8, 8), 0.5))
+
+
+def test_a_checkpoint_of_mmengines_runner_is_read(weights, tmp_path):
+    from mmengine.logging import MessageHub
+
+    hub = MessageHub('test_load')
+    hub.update_scalar('train/loss', 1.0)
+    model = small_vit()
+    load_vit_weights(model, save({'state_dict': weights, 'message_hub': hub.state_dict()}, tmp_path / 'w.pth'))
+    assert_same(model, weights)
+
+
+def test_pruners_come_all_together_or_not_at_all(tmp_path):
+    weights = weights_of(small_vit(pruning=dict(pruner=cropr(), rate=8, blocks=[0])))
+    with pytest.raises(ValueError, match=r'missing: pruners.1.queries'):
+        load_vit_weights(small_vit(pruning=dict(pruner=cropr(), rate=8)), save(weights, tmp_path / 'w.pth'))
+
+
+# --- what does not fit ----------------------------------------------------------------------------------------
+
+
+def test_a_partial_match_lists_everything_and_changes_nothing(weights, tmp_path):
+    missing, extra = 'blocks.3.attn.qkv.weight', 'blocks.7.norm1.weight'
+    del weights[missing]
+    weights[extra] = torch.zeros(16)
+    weights['norm.bias'] = torch.zeros(7)
+    model = small_vit()
+    before = weights_of(model)
+    path = save(weights, tmp_path / 'w.pth')
+    words = [path, 'Arch', f'missing: {missing};', f'left over: {extra};', 'norm.bias (7,), expected (16,)']
+    with pytest.raises(ValueError, match='.*'.join(map(re.escape, words))):
+        load_vit_weights(model, path)
+    assert_same(model, before)
+
+
+def test_another_architecture_is_refused_with_a_short_list(tmp_path):
+    path = save(weights_of(small_vit('eva02')), tmp_path / 'w.pth')
+    with pytest.raises(ValueError, match=r'does not fit arch .* and \d+ more'):
+        load_vit_weights(small_vit('vit'), path)
+
+
+def test_positions_without_a_square_grid_are_named(weights, tmp_path):
+    weights['pos_embed'] = torch.zeros(1, 31, 16)
+    with pytest.raises(ValueError, match=r'pos_embed \(1, 31, 16\) is no square grid behind 1 prefix tokens'):
+        load_vit_weights(small_vit(), save(weights, tmp_path / 'w.pth'))
+
+
+def test_patch_weights_of_another_rank_are_of_another_shape(weights, tmp_path):
+    weights['patch_embed.proj.weight'] = torch.zeros(16, 48)
+    with pytest.raises(ValueError, match=r'patch_embed.proj.weight \(16, 48\), expected \(16, 3, 4, 4\)'):
+        load_vit_weights(small_vit(), save(weights, tmp_path / 'w.pth'))
+
+
+def test_a_missing_file_is_named():
+    with pytest.raises(FileNotFoundError, match=r"init_cfg.checkpoint='/nowhere/w.pth'"):
+        read_state_dict('/nowhere/w.pth')
+
+
+@pytest.mark.parametrize('suffix', ['pth', 'safetensors'])
+@pytest.mark.parametrize('share', [0, 0.01, 0.5, 0.99])
+def test_a_truncated_file_is_named_and_changes_nothing(weights, tmp_path, suffix, share):
+    path = tmp_path / f'w.{suffix}'
+    save_file(weights, str(path)) if suffix == 'safetensors' else torch.save(weights, path)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    model = small_vit()
+    before = weights_of(model)
+    with pytest.raises(ValueError, match=rf'w.{suffix}: cannot be read as a checkpoint; .*cut short'):
+        load_vit_weights(model, str(path))
+    assert_same(model, before)
+
+
+class Malicious:
+    def __init__(self, victim):
+        self.victim = victim
+
+    def __reduce__(self):
+        return open, (str(self.victim), 'w')
+
+
+@pytest.mark.parametrize('write', [torch.save, lambda state, path: path.write_bytes(pickle.dumps(state))])
+def test_code_in_a_file_is_refused_and_not_run(weights, tmp_path, write):
+    victim = tmp_path / 'victim'
+    write({'state_dict': weights, 'extra': Malicious(victim)}, tmp_path / 'w.pth')
+    with pytest.raises(ValueError, match=r'w.pth: cannot be read as a checkpoint; .*holds more than weights'):
+        read_state_dict(str(tmp_path / 'w.pth'))
+    assert not victim.exists()
+
+
+@pytest.mark.parametrize('state', [{}, [], {'state_dict': {}}, {'epoch': 3}, torch.zeros(2)])
+def test_a_file_without_weights_is_named(state, tmp_path):
+    with pytest.raises(ValueError, match=r'w.pth: holds no weights'):
+        read_state_dict(save(state, tmp_path / 'w.pth'))
+
+
+def test_the_final_norm_is_not_missed_where_the_model_has_none(weights, tmp_path):
+    model = CroprViT(dict(small_vit().arch.__dict__), 24, 4, final_norm=False)
+    load_vit_weights(model, save(weights, tmp_path / 'w.pth'))
+    assert torch.equal(model.pos_embed, weights['pos_embed'])

@@ -1,0 +1,302 @@
+"""CroprHook inside a real mmengine training."""
+
+import copy
+
+import pytest
+import torch
+from helpers import cropr, det_sample, small_vit
+from mmengine.hooks import EMAHook, Hook
+from mmengine.model import BaseModel
+from mmengine.optim import OptimWrapper
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner, autocast
+from torch import nn
+
+from cropr_mm import CroprHook, CroprViT, TokenReinsertion
+
+PRUNING = dict(pruner=cropr(), rate=8)
+
+
+class Segmentor(BaseModel):
+    """What mm's models have in common: forward(inputs, data_samples, mode), losses in a dict."""
+
+    def __init__(self, pruning=PRUNING, backbone=None):
+        super().__init__()
+        self.backbone = backbone or small_vit(pruning=pruning)
+        self.neck = TokenReinsertion()
+        self.head = nn.Conv2d(16, 3, 1)
+        self.seen = []
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        if isinstance(inputs, list):
+            inputs = torch.stack(inputs)
+        if isinstance(self.backbone, CroprViT):
+            self.seen.append((mode, self.training, self.backbone.pruning_progress))
+            x = self.head(self.neck(self.backbone(inputs))[-1])
+        else:
+            x = self.backbone(inputs)
+        if mode == 'loss':
+            return dict(loss_main=x.square().mean(), acc=x.detach().mean())
+        return x if mode == 'tensor' else [x.mean()]
+
+
+def step(model, optim=None):
+    data = dict(inputs=[torch.randn(3, 24, 24)] * 2, data_samples=[det_sample([0]), det_sample([1, 2])])
+    optim = optim or OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1))
+    return model.train_step(data, optim)
+
+
+def attached(model, **settings):
+    hook = CroprHook(**settings)
+    hook.attach(model)
+    return hook
+
+
+# --- losses ---------------------------------------------------------------------------------------------------
+
+
+def test_losses_join_the_dict_of_the_model():
+    model = Segmentor()
+    attached(model)
+    losses = model([torch.randn(3, 24, 24)], [det_sample([0])], mode='loss')
+    assert list(losses) == ['loss_main', 'acc', 'cropr.loss_aux', *(f'cropr.aux.{i}' for i in range(3))]
+
+
+def test_the_sum_of_the_modules_enters_the_total_once():
+    model = Segmentor()
+    attached(model)
+    log = step(model)
+    torch.testing.assert_close(log['loss'], log['loss_main'] + log['cropr.loss_aux'])
+    torch.testing.assert_close(log['cropr.loss_aux'], sum(log[f'cropr.aux.{i}'] for i in range(3)))
+
+
+def test_data_samples_are_found_by_position_and_by_name():
+    model = Segmentor()
+    attached(model)
+    images, samples = [torch.randn(3, 24, 24)], [det_sample([0])]
+    by_name = model(inputs=images, data_samples=samples, mode='loss')
+    by_position = model(images, samples, 'loss')
+    torch.testing.assert_close(by_name['cropr.loss_aux'], by_position['cropr.loss_aux'])
+
+
+@pytest.mark.parametrize('mode', ['tensor', 'predict'])
+def test_other_modes_are_left_alone(mode):
+    model = Segmentor().eval()
+    images = [torch.randn(3, 24, 24)]
+    before = model(images, mode=mode)
+    attached(model)
+    assert torch.equal(model(images, mode=mode)[0], before[0])
+
+
+def test_two_backbones_share_the_loss():
+    model = Segmentor()
+    model.second = small_vit(pruning=PRUNING)
+    inner = model.forward
+
+    def forward(inputs, data_samples=None, mode='tensor'):
+        model.second(torch.stack(inputs))
+        return inner(inputs, data_samples, mode)
+
+    model.forward = forward
+    attached(model)
+    before = model.second.pruners[0].queries.detach().clone()
+    log = step(model)
+    assert not torch.equal(model.second.pruners[0].queries, before)
+    torch.testing.assert_close(log['loss'], log['loss_main'] + log['cropr.loss_aux'])
+
+
+@pytest.mark.parametrize('pruning', [None, dict(pruner=dict(type='RandomPruner'), rate=8)], ids=['dense', 'random'])
+def test_models_with_nothing_to_learn_pass_with_the_hook(pruning):
+    model = Segmentor(pruning)
+    attached(model)
+    for _ in range(2):
+        assert not [key for key in step(model) if key.startswith('cropr')]
+
+
+@pytest.mark.parametrize('pruning', [None, dict(pruner=dict(type='RandomPruner'), rate=8)], ids=['dense', 'random'])
+def test_models_with_nothing_to_learn_need_no_hook(pruning):
+    model = Segmentor(pruning)
+    for _ in range(2):
+        step(model)
+
+
+def test_a_forgotten_hook_is_named():
+    model = Segmentor()
+    step(model)
+    with pytest.raises(RuntimeError, match=r"the pruners learn nothing. Add custom_hooks=\[dict\(type='CroprHook'\)\]"):
+        step(model)
+
+
+def test_a_model_without_cropr_vit_is_named():
+    with pytest.raises(ValueError, match=r"Segmentor has no CroprViT; set model.backbone.type to 'CroprViT'"):
+        CroprHook().attach(Segmentor(backbone=nn.Conv2d(3, 3, 1)))
+
+
+@pytest.mark.parametrize('ramp', [-0.1, 1.5, '0.5', True, None, float('nan')])
+def test_a_ramp_out_of_range_is_named(ramp):
+    with pytest.raises(ValueError, match=r'CroprHook.ramp=.*; a share of the training between 0 and 1'):
+        CroprHook(ramp=ramp)
+
+
+def test_attaching_again_replaces_and_detaching_takes_everything_back():
+    model = Segmentor()
+    hook = attached(model)
+    hook.attach(model)
+    assert len(model._forward_hooks) == 1
+    model.backbone.pruning_progress = 0.3
+    hook.detach()
+    assert not model._forward_hooks and model.backbone.pruning_progress == 1.0 and not model.backbone.aux_is_read
+
+
+def test_the_hook_adds_no_state():
+    model = Segmentor()
+    before = list(model.state_dict())
+    attached(model)
+    step(model)
+    assert list(model.state_dict()) == before
+    copy.deepcopy(model)  # no graph of the last step is left behind
+
+
+# --- accumulation and mixed precision -------------------------------------------------------------------------
+
+
+def gradients(optim_of):
+    torch.manual_seed(0)
+    model = Segmentor()
+    attached(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0)
+    optim = optim_of(optimizer)
+    torch.manual_seed(1)
+    for _ in range(2):
+        data = dict(inputs=[torch.randn(3, 24, 24)], data_samples=[det_sample([1])])
+        with optim.optim_context(model):
+            losses = model(**data, mode='loss')
+        optim._inner_count += 1
+        optim.backward(optim.scale_loss(model.parse_losses(losses)[0]))
+    return [p.grad.clone() for p in model.parameters()]
+
+
+def test_gradient_accumulation_averages_the_auxiliary_losses_too():
+    accumulated = gradients(lambda o: OptimWrapper(o, accumulative_counts=2))
+    summed = gradients(OptimWrapper)
+    for a, b in zip(accumulated, summed):
+        torch.testing.assert_close(a, b / 2)
+
+
+class CpuAmp(OptimWrapper):
+    """mmengine's AmpOptimWrapper as far as a CPU has it."""
+
+    def optim_context(self, model):
+        return autocast(device_type='cpu', dtype=torch.bfloat16)
+
+
+def test_mixed_precision_trains_the_pruners():
+    model = Segmentor()
+    attached(model)
+    before = model.backbone.pruners[0].queries.detach().clone()
+    log = step(model, CpuAmp(torch.optim.SGD(model.parameters(), lr=0.1)))
+    assert log['loss'].isfinite() and not torch.equal(model.backbone.pruners[0].queries, before)
+
+
+# --- a whole training -----------------------------------------------------------------------------------------
+
+
+@HOOKS.register_module()
+class ReadProgress(Hook):
+    priority = 'LOWEST'
+
+    def __init__(self):
+        self.seen = []
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.seen.append((runner.iter, runner.model.backbone.pruning_progress))
+
+
+def train(tmp_path, by_epoch, hooks=(), ramp=0.5, resume=False, model=None, iters=8, **settings):
+    """8 iterations, as 2 epochs of 4 or as they are."""
+    torch.manual_seed(0)
+    data = [dict(inputs=torch.randn(3, 24, 24), data_samples=det_sample([i % 3])) for i in range(8)]
+    length = dict(max_epochs=iters // 4) if by_epoch else dict(max_iters=iters)
+    reader = ReadProgress()
+    runner = Runner(
+        model or Segmentor(),
+        str(tmp_path),
+        train_cfg=dict(by_epoch=by_epoch, **length),
+        train_dataloader=dict(
+            dataset=data,
+            batch_size=2,
+            num_workers=0,
+            collate_fn=dict(type='pseudo_collate'),
+            sampler=dict(type='DefaultSampler' if by_epoch else 'InfiniteSampler', shuffle=False),
+        ),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
+        default_hooks=dict(checkpoint=dict(type='CheckpointHook', by_epoch=by_epoch, interval=1 if by_epoch else 4)),
+        custom_hooks=[*([] if ramp is None else [dict(type='CroprHook', ramp=ramp)]), reader, *hooks],
+        resume=resume,
+        log_level='ERROR',
+        experiment_name=f'{tmp_path.name}-{resume}',
+        **settings,
+    )
+    runner.train()
+    return runner, [progress for _, progress in reader.seen]
+
+
+@pytest.mark.parametrize('by_epoch', [True, False])
+@pytest.mark.parametrize(
+    'ramp, expected',
+    [
+        (0.5, [0, 0.25, 0.5, 0.75, 1, 1, 1, 1]),
+        (1.0, [i / 8 for i in range(8)]),
+        (0, [1] * 8),
+        (0.25, [0, 0.5, *[1] * 6]),
+    ],
+)
+def test_the_curriculum_follows_the_iteration(tmp_path, by_epoch, ramp, expected):
+    runner, progress = train(tmp_path, by_epoch, ramp=ramp)
+    assert progress == expected
+    assert runner.model.backbone.pruning_progress == 1.0 and not runner.model._forward_hooks
+
+
+@pytest.mark.parametrize('by_epoch, half', [(True, 'epoch_1.pth'), (False, 'iter_4.pth')])
+def test_a_resumed_run_ends_where_one_in_one_piece_ends(tmp_path, by_epoch, half):
+    whole, _ = train(tmp_path / 'whole', by_epoch, ramp=1.0)
+    checkpoint = str(tmp_path / 'whole' / half)
+    again, progress = train(tmp_path / 'again', by_epoch, ramp=1.0, resume=True, load_from=checkpoint)
+    assert progress == [0.5, 0.625, 0.75, 0.875]
+    for name, value in again.model.state_dict().items():
+        assert torch.equal(value, whole.model.state_dict()[name]), name
+
+
+def test_validation_in_between_prunes_at_the_full_rate(tmp_path):
+    class Evaluate(Hook):
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            runner.model.eval()
+            with torch.no_grad():
+                self.counts.append(runner.model.backbone._leaving((6, 6)))
+                runner.model(data_batch['inputs'], data_batch['data_samples'], mode='predict')
+            runner.model.train()
+
+    evaluate = Evaluate()
+    evaluate.counts = []
+    train(tmp_path, by_epoch=False, hooks=[evaluate])
+    assert all(counts == evaluate.counts[-1] for counts in evaluate.counts)
+    assert sum(count for _, count in evaluate.counts[0].values()) > 0
+
+
+def test_the_moving_average_holds_the_pruners(tmp_path):
+    runner, _ = train(tmp_path, by_epoch=False, hooks=[EMAHook(momentum=0.5)])
+    ema = next(h for h in runner.hooks if isinstance(h, EMAHook)).ema_model.module
+    queries, averaged = (m.backbone.pruners[0].queries for m in (runner.model, ema))
+    assert not torch.equal(queries, averaged) and not ema._forward_hooks
+
+
+def test_a_training_without_the_hook_stops(tmp_path):
+    with pytest.raises(RuntimeError, match='CroprHook'):
+        train(tmp_path, by_epoch=False, ramp=None)
+
+
+def test_every_module_learns(tmp_path):
+    model = Segmentor()
+    before = [p.queries.detach().clone() for p in model.backbone.pruners]
+    train(tmp_path, by_epoch=False, model=model)
+    assert not any(torch.equal(p.queries, b) for p, b in zip(model.backbone.pruners, before))
