@@ -79,7 +79,7 @@ def main() -> None:
               f'{args.device} ({torch.get_num_threads()} threads), torch {torch.__version__}; '
               f'median of {args.rounds} interleaved rounds', flush=True)
         flops = {name: count_flops(model, images) / args.batch_size for name, model in models.items()}
-        timings = compare_throughput({name: partial(model, images) for name, model in models.items()},
+        timings = compare_throughput({name: partial(model.forward, images) for name, model in models.items()},
                                      args.batch_size, args.rounds, device=args.device)
     report: dict[str, Any] = dict(
         model=args.config or args.arch, img_size=[height, width], batch_size=args.batch_size, dtype=args.dtype,

@@ -5,6 +5,7 @@ default_scope = 'mmseg'
 visualizer = dict(
     type='SegLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')], name='visualizer')
 data_hint = 'python tools/make_sample_data.py data/sample'
+object_classes = [sample.CLASSES.index(name) for name in sample.THINGS]
 metainfo = dict(classes=list(sample.CLASSES), palette=[list(colour) for colour in sample.PALETTE])
 train_pipeline = [
     dict(type='LoadImageFromFile'),

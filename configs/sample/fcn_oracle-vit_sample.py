@@ -2,4 +2,4 @@
 _base_ = './fcn_random-vit_sample.py'
 custom_imports = dict(imports=['cropr_mm', 'cropr_mm.analysis.oracle'])
 model = dict(backbone=dict(pruning=dict(pruner=dict(type='OraclePruner'))))
-custom_hooks = [dict(type='CroprHook', ramp=0.5), dict(type='OracleHook', object_classes=[3, 4, 5, 6, 7, 8])]
+custom_hooks = [dict(type='CroprHook', ramp=0.5), dict(type='OracleHook', object_classes=_base_.object_classes)]

@@ -10,6 +10,7 @@ import difflib
 import importlib.util
 import os
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -18,8 +19,10 @@ from typing import Any
 
 import torch
 from mmengine.config import Config, DictAction
-from mmengine.registry import RUNNERS
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS, RUNNERS, DefaultScope
+from mmengine.runner import Runner, find_latest_checkpoint, load_checkpoint
+from torch import nn
 
 from .safe_load import check_checkpoint
 
@@ -171,3 +174,20 @@ def build_runner(cfg: Config) -> Runner:
 def _has_accelerator() -> bool:
     from mmengine.device import get_device
     return get_device() not in ('cpu', 'mps')
+
+
+def load_model(cfg: Config, checkpoint: str) -> nn.Module:
+    """Build the model of a config, load a checkpoint into it and make it ready for inference.
+
+    Raises:
+        FileNotFoundError: The checkpoint is not there.
+        ValueError: It is cut off.
+    """
+    if '://' not in checkpoint:
+        check_checkpoint(checkpoint)
+    scope = cfg.get('default_scope', 'mmengine')
+    if DefaultScope.get_current_instance() is None or DefaultScope.get_current_instance().scope_name != scope:
+        DefaultScope.get_instance(f'{scope}-{time.time()}', scope_name=scope)
+    model = revert_sync_batchnorm(MODELS.build(cfg.model))
+    load_checkpoint(model, checkpoint, map_location='cpu')
+    return model.eval()

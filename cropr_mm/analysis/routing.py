@@ -1,0 +1,127 @@
+"""Which token left at which block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..models import CroprViT
+from .oracle import object_share
+
+STAYED = -1
+"""In a map of exits: the token was never taken aside."""
+
+
+@dataclass
+class Routing:
+    """Exits in one forward pass of a backbone.
+
+    Attributes:
+        removed: block → raster positions (B, R) of the patch tokens taken aside behind it.
+    """
+
+    removed: dict[int, Tensor] = field(default_factory=dict)
+
+    def exits(self, batch: int, grid: tuple[int, int]) -> Tensor:
+        """Map of exits: (B, H, W) int64, the block behind which each token left, or ``STAYED``."""
+        exits = torch.full((batch, grid[0] * grid[1]), STAYED)
+        for block, positions in self.removed.items():
+            exits.scatter_(1, positions.cpu(), block)
+        return exits.unflatten(1, grid)
+
+
+@contextmanager
+def record_routing(backbone: CroprViT) -> Iterator[Routing]:
+    """Record the exits of the forward passes inside the ``with``; each pass replaces the one before."""
+    routing = Routing()
+
+    def listen(module: int, block: int, kept: Tensor, removed: Tensor) -> None:
+        if module == 0:
+            routing.removed.clear()
+        routing.removed[block] = removed
+
+    backbone.prune_listeners.append(listen)
+    try:
+        yield routing
+    finally:
+        backbone.prune_listeners.remove(listen)
+
+
+def find_backbone(model: nn.Module) -> CroprViT:
+    """The CroprViT inside a model.
+
+    Raises:
+        ValueError: the model has none.
+    """
+    for module in model.modules():
+        if isinstance(module, CroprViT):
+            return module
+    raise ValueError(f'{type(model).__name__} has no CroprViT; set model.backbone.type to it')
+
+
+def predict_with_routing(model: Any, batch: dict[str, Any]) -> tuple[Any, Tensor, Tensor, list[Any]]:
+    """Run one batch of a data loader through a model of mmseg or mmdet.
+
+    Returns:
+        The model's predictions, the map of exits (B, H, W), the preprocessed images, and the data samples as
+        the model got them.
+    """
+    backbone = find_backbone(model)
+    device = next(model.parameters()).device
+    model.data_preprocessor.to(device)
+    with torch.no_grad(), record_routing(backbone) as routing:
+        data = model.data_preprocessor(batch, False)
+        samples = [sample.clone() for sample in data['data_samples']]
+        predictions = model(**data, mode='predict')
+    images = data['inputs']
+    return predictions, routing.exits(len(images), backbone.grid_of(*images.shape[-2:])), images, samples
+
+
+def routing_shares(
+    model: nn.Module,
+    batches: Iterable[dict[str, Any]],
+    object_classes: Sequence[int] | None = None,
+) -> dict[str, Any]:
+    """Share of the tokens on objects, and of those on background, that reach each block.
+
+    A token is on an object where objects cover at least half of its patch.
+
+    Args:
+        model: a model of mmseg or mmdet with a CroprViT, in evaluation mode.
+        batches: a data loader whose data samples carry labels.
+        object_classes: label values that are objects, for segmentation; None takes the instances' masks.
+
+    Returns:
+        ``object`` and ``background``: a list of shares, 0 to 1, one per block; ``object_tokens`` and
+        ``background_tokens``: how many there were; ``images``.
+
+    Raises:
+        ValueError: no labels, or no batch at all.
+    """
+    backbone = find_backbone(model)
+    depth = backbone.depth
+    reached = torch.zeros(2, depth, dtype=torch.float64)
+    total = torch.zeros(2, dtype=torch.float64)
+    count = 0
+    for batch in batches:
+        _, exits, _, samples = predict_with_routing(model, batch)
+        grid = (exits.shape[1], exits.shape[2])
+        share = torch.stack([object_share(s, grid, backbone.patch_size, object_classes).cpu() for s in samples])
+        exits = exits.flatten(1)
+        exits = torch.where(exits == STAYED, depth, exits)
+        for row, group in enumerate((share >= 0.5, share < 0.5)):
+            total[row] += group.sum()
+            for block in range(depth):
+                everyone = backbone.fusion and block == depth - 1
+                reached[row, block] += (group if everyone else group & (exits >= block)).sum()
+        count += len(samples)
+    if not count:
+        raise ValueError('the data loader gave no batch')
+    shares = (reached / total.clamp(min=1).unsqueeze(1)).tolist()
+    return dict(object=shares[0], background=shares[1], object_tokens=int(total[0]),
+                background_tokens=int(total[1]), images=count)

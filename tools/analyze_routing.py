@@ -1,0 +1,64 @@
+"""How many of the tokens on objects, and of those on background, reach each block.
+
+    python tools/analyze_routing.py configs/sample/fcn_cropr-vit_sample.py work_dirs/demo/train/iter_1200.pth
+"""
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+from torch import nn
+
+from cropr_mm.analysis.oracle import OracleHook
+from cropr_mm.analysis.routing import routing_shares
+from cropr_mm.engine.launch import add_run_arguments, check_data, load_config, load_model, plain_errors
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='config file of mmsegmentation or mmdetection')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('--object-classes', type=int, nargs='+', help='labels that are objects, for segmentation '
+                                                                      "(default: the config's object_classes)")
+    parser.add_argument('--batches', type=int, help='look at this many batches of the test set (default: all)')
+    parser.add_argument('--json', metavar='OUT', help='also write the shares to this file')
+    add_run_arguments(parser)
+    return parser.parse_args()
+
+
+def attach_oracle(cfg: Config, model: nn.Module) -> None:
+    """An oracle selector needs its hook outside of a runner, too."""
+    for settings in cfg.get('custom_hooks') or ():
+        hook = HOOKS.build(settings)
+        if isinstance(hook, OracleHook):
+            hook.attach(model)
+
+
+def main() -> None:
+    args = parse_args()
+    with plain_errors():
+        cfg = load_config(args)
+        check_data(cfg, ['test_dataloader'])
+        model = load_model(cfg, args.checkpoint)
+        attach_oracle(cfg, model)
+        torch.manual_seed(0)
+        batches: Iterable = islice(Runner.build_dataloader(cfg.test_dataloader, seed=0), args.batches)
+        shares = routing_shares(model, batches, args.object_classes or cfg.get('object_classes'))
+    print(f'{shares["images"]} images, {shares["object_tokens"]} tokens on objects, '
+          f'{shares["background_tokens"]} on background')
+    print('block      ', *(f'{block:6d}' for block in range(len(shares['object']))))
+    for group in ('object', 'background'):
+        print(f'{group:11}', *(f'{share:6.1%}' for share in shares[group]))
+    if args.json:
+        Path(args.json).write_text(json.dumps(shares, indent=1) + '\n')
+
+
+if __name__ == '__main__':
+    main()
