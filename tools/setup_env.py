@@ -157,6 +157,8 @@ class Setup:
         started = time.monotonic()
         self.make_venv()
         with locked(self.venv / 'cropr_mm_setup.lock', f'another set-up of {self.venv}'):
+            if self.ready():  # made by the one that this has waited for
+                return
             self.install_torch()
             self.install_mm(self.mmcv_wheel())
             self.install_package()
