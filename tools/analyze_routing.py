@@ -11,12 +11,8 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from mmengine.config import Config
-from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from torch import nn
 
-from cropr_mm.analysis.oracle import OracleHook
 from cropr_mm.analysis.routing import routing_shares
 from cropr_mm.engine.launch import add_run_arguments, check_data, load_config, load_model, plain_errors
 
@@ -33,21 +29,12 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def attach_oracle(cfg: Config, model: nn.Module) -> None:
-    """An oracle selector needs its hook outside of a runner, too."""
-    for settings in cfg.get('custom_hooks') or ():
-        hook = HOOKS.build(settings)
-        if isinstance(hook, OracleHook):
-            hook.attach(model)
-
-
 def main() -> None:
     args = parse_args()
     with plain_errors():
         cfg = load_config(args)
         check_data(cfg, ['test_dataloader'])
         model = load_model(cfg, args.checkpoint)
-        attach_oracle(cfg, model)
         torch.manual_seed(0)
         batches: Iterable = islice(Runner.build_dataloader(cfg.test_dataloader, seed=0), args.batches)
         shares = routing_shares(model, batches, args.object_classes or cfg.get('object_classes'))

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import MODELS, RUNNERS, DefaultScope
+from mmengine.registry import HOOKS, MODELS, RUNNERS, DefaultScope
 from mmengine.runner import Runner, find_latest_checkpoint, load_checkpoint
 from torch import nn
 
@@ -176,8 +176,21 @@ def _has_accelerator() -> bool:
     return get_device() not in ('cpu', 'mps')
 
 
+def build_model(cfg: Config) -> nn.Module:
+    """Build the model of a config for inference on one device, with initial weights."""
+    scope = cfg.get('default_scope', 'mmengine')
+    current = DefaultScope.get_current_instance()
+    if current is None or current.scope_name != scope:
+        DefaultScope.get_instance(f'{scope}-{time.time()}', scope_name=scope)
+    model = revert_sync_batchnorm(MODELS.build(cfg.model))
+    for settings in cfg.get('custom_hooks') or ():
+        if settings.get('type') == 'OracleHook':  # that selector reads the labels outside of a runner, too
+            HOOKS.build(settings).attach(model)
+    return model.eval()
+
+
 def load_model(cfg: Config, checkpoint: str) -> nn.Module:
-    """Build the model of a config, load a checkpoint into it and make it ready for inference.
+    """Build the model of a config for inference and load a checkpoint into it.
 
     Raises:
         FileNotFoundError: The checkpoint is not there.
@@ -185,9 +198,7 @@ def load_model(cfg: Config, checkpoint: str) -> nn.Module:
     """
     if '://' not in checkpoint:
         check_checkpoint(checkpoint)
-    scope = cfg.get('default_scope', 'mmengine')
-    if DefaultScope.get_current_instance() is None or DefaultScope.get_current_instance().scope_name != scope:
-        DefaultScope.get_instance(f'{scope}-{time.time()}', scope_name=scope)
-    model = revert_sync_batchnorm(MODELS.build(cfg.model))
-    load_checkpoint(model, checkpoint, map_location='cpu')
-    return model.eval()
+    model = build_model(cfg)
+    loaded = load_checkpoint(model, checkpoint, map_location='cpu')
+    model.dataset_meta = loaded.get('meta', {}).get('dataset_meta', {})
+    return model

@@ -1,0 +1,176 @@
+"""Pictures of what was pruned: which patch left at which block, next to prediction and ground truth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .routing import STAYED, find_backbone, predict_with_routing
+
+SCORE = 0.3
+"""Instances below this score are not drawn."""
+
+
+@dataclass(frozen=True)
+class TokenPicture:
+    """What one row of a picture shows.
+
+    Attributes:
+        image: (H, W, 3) uint8 RGB, at the size that the model saw.
+        exits: (h, w) integer, the block behind which each patch left, or ``STAYED``.
+        patch_size: pixels per patch side.
+        prediction, truth: data sample with ``sem_seg`` or ``instances`` (see :func:`take_picture`), or None.
+    """
+
+    image: np.ndarray
+    exits: np.ndarray
+    patch_size: int
+    prediction: dict[str, Any] | None = None
+    truth: dict[str, Any] | None = None
+
+
+def take_pictures(model: nn.Module, batch: dict[str, Any]) -> list[TokenPicture]:
+    """Run a batch of a data loader through a model of mmseg or mmdet and keep what a picture needs.
+
+    Args:
+        model: in evaluation mode, with a CroprViT.
+        batch: as a data loader gives it; the data samples name their image files.
+    """
+    from PIL import Image
+
+    predictions, exits, _, samples = predict_with_routing(model, batch)
+    patch_size = find_backbone(model).patch_size
+    pictures = []
+    for prediction, sample, exit_map in zip(predictions, samples, exits):
+        height, width = sample.img_shape[:2]
+        with Image.open(sample.img_path) as file:
+            image = np.asarray(file.convert('RGB').resize((width, height), Image.Resampling.BICUBIC))
+        pictures.append(TokenPicture(image, exit_map.numpy(), patch_size,
+                                     _labels(prediction, 'pred', image.shape), _labels(sample, 'gt', image.shape)))
+    return pictures
+
+
+def _labels(sample: Any, kind: str, shape: tuple[int, ...]) -> dict[str, Any] | None:
+    """Label map or instances of a data sample, at the size of the image."""
+    if f'{kind}_sem_seg' in sample:
+        label = getattr(sample, f'{kind}_sem_seg').data.reshape(1, 1, *getattr(sample, f'{kind}_sem_seg').shape[-2:])
+        resized = torch.nn.functional.interpolate(label.float(), shape[:2], mode='nearest')
+        return dict(sem_seg=resized[0, 0].numpy().astype(int))
+    if f'{kind}_instances' not in sample:
+        return None
+    instances = getattr(sample, f'{kind}_instances')
+    if 'scores' in instances:
+        instances = instances[instances.scores >= SCORE]
+    boxes = instances.bboxes
+    boxes = np.asarray(boxes.tensor if hasattr(boxes, 'tensor') else boxes, dtype=float).reshape(-1, 4)
+    masks = instances.get('masks')
+    masks = masks.to_ndarray() if hasattr(masks, 'to_ndarray') else masks
+    ratio = shape[1] / sample.ori_shape[1], shape[0] / sample.ori_shape[0]
+    if kind == 'pred':  # mmdet gives predictions at the size of the file
+        boxes = boxes * np.array([*ratio, *ratio])
+    if isinstance(masks, Tensor):
+        masks = masks.cpu().numpy()
+    return dict(boxes=boxes, masks=masks, labels=np.asarray(instances.labels), scores=instances.get('scores'))
+
+
+def draw_pictures(
+    pictures: Sequence[TokenPicture],
+    out: str | Path,
+    blocks: Sequence[int],
+    meta: Mapping[str, Any] | None = None,
+    pixels: int = 280,
+) -> Path:
+    """Draw rows of image | tokens | prediction | ground truth and save them.
+
+    Args:
+        pictures: one per row, of :func:`take_pictures`.
+        out: file to write; its suffix says the format.
+        blocks: blocks that have a pruning module behind them, ascending (``backbone.schedule.blocks``).
+        meta: ``classes`` and ``palette`` (RGB) of the data set.
+        pixels: width of a panel.
+
+    Raises:
+        ValueError: nothing to draw.
+    """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    if not pictures:
+        raise ValueError('draw_pictures: pictures is empty')
+    meta = meta or {}
+    classes = list(meta.get('classes') or [])
+    palette = np.array(meta.get('palette') or colormaps['tab20'](range(20))[:, :3] * 255, dtype=float) / 255
+    names = ['image', 'tokens']
+    names += [name for name, key in (('prediction', 'prediction'), ('ground truth', 'truth'))
+              if any(getattr(picture, key) is not None for picture in pictures)]
+    ratio = max(picture.image.shape[0] / picture.image.shape[1] for picture in pictures)
+    inches = pixels / 100
+    legend_inches = 0.75
+    height = len(pictures) * inches * ratio + 0.3 + legend_inches
+    figure = Figure(figsize=(len(names) * inches, height), dpi=100, facecolor='white')
+    axes = figure.subplots(len(pictures), len(names), squeeze=False, gridspec_kw=dict(
+        left=0.006, right=0.994, top=1 - 0.3 / height, bottom=legend_inches / height, wspace=0.025, hspace=0.025))
+    colours = colormaps['plasma'](np.linspace(0.02, 0.92, max(len(blocks), 1)))
+    for row, picture in zip(axes, pictures):
+        for axis, name in zip(row, names):
+            _draw_panel(axis, name, picture, list(blocks), colours, palette)
+    for axis, name in zip(axes[0], names):
+        axis.set_title(name, fontsize=11, pad=4)
+    exits = [Patch(alpha=0, label='taken aside behind block')]
+    exits += [Patch(facecolor=colour, label=f'{block}') for block, colour in zip(blocks, colours)]
+    exits.append(Patch(facecolor='white', edgecolor='grey', label='never (clear)'))
+    figure.legend(handles=exits, loc='lower center', bbox_to_anchor=(0.5, 0.36 / height), ncols=len(exits),
+                  fontsize=9, frameon=False, handlelength=1.2, columnspacing=1.2)
+    if classes and len(classes) <= 20 and len(names) > 2:
+        figure.legend(handles=[Patch(facecolor=c, label=n) for c, n in zip(palette, classes)], loc='lower center',
+                      bbox_to_anchor=(0.5, 0.02 / height), ncols=len(classes), fontsize=8, frameon=False,
+                      handlelength=1, columnspacing=0.9)
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out)
+    return out
+
+
+def _draw_panel(axis: Any, name: str, picture: TokenPicture, blocks: list[int], colours: Any, palette: Any) -> None:
+    height, width = picture.image.shape[:2]
+    extent = (0, width, height, 0)
+    labels = dict(prediction=picture.prediction, **{'ground truth': picture.truth}).get(name)
+    if labels is not None and 'sem_seg' in labels:
+        rgb = np.zeros((*labels['sem_seg'].shape, 3))
+        known = (labels['sem_seg'] >= 0) & (labels['sem_seg'] < len(palette))
+        rgb[known] = palette[labels['sem_seg'][known]]
+        axis.imshow(rgb, extent=extent, interpolation='nearest')
+    else:
+        axis.imshow(picture.image, extent=extent, interpolation='bicubic')
+    if name == 'tokens':
+        rows, columns = picture.exits.shape
+        overlay = np.zeros((rows, columns, 4))
+        for block, colour in zip(blocks, colours):
+            overlay[picture.exits == block] = (*colour[:3], 0.78)
+        overlay[picture.exits == STAYED] = 0
+        axis.imshow(overlay, extent=(0, columns * picture.patch_size, rows * picture.patch_size, 0),
+                    interpolation='nearest')
+    elif labels is not None and 'boxes' in labels:
+        _draw_instances(axis, labels, extent, palette)
+    axis.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+
+
+def _draw_instances(axis: Any, labels: dict[str, Any], extent: tuple[int, ...], palette: Any) -> None:
+    from matplotlib.patches import Rectangle
+
+    for i, (box, label) in enumerate(zip(labels['boxes'], labels['labels'])):
+        colour = palette[label % len(palette)]
+        if labels['masks'] is not None:
+            mask = np.asarray(labels['masks'][i], dtype=bool)
+            axis.imshow(np.where(mask[..., None], (*colour, 0.6), 0), extent=extent, interpolation='nearest')
+        x0, y0, x1, y1 = box
+        axis.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=1.5))
