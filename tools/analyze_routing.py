@@ -1,7 +1,8 @@
 """How many of the tokens on objects, and of those on background, reach each block.
 
-    python tools/analyze_routing.py configs/sample/fcn_cropr-vit_sample.py work_dirs/demo/train/iter_1200.pth
+python tools/analyze_routing.py configs/sample/fcn_cropr-vit_sample.py work_dirs/demo/train/iter_1200.pth
 """
+
 from __future__ import annotations
 
 import argparse
@@ -21,8 +22,12 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file of mmsegmentation or mmdetection')
     parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument('--object-classes', type=int, nargs='+', help='labels that are objects, for segmentation '
-                                                                      "(default: the config's object_classes)")
+    parser.add_argument(
+        '--object-classes',
+        type=int,
+        nargs='+',
+        help="labels that are objects, for segmentation (default: the config's object_classes)",
+    )
     parser.add_argument('--batches', type=int, help='look at this many batches of the test set (default: all)')
     parser.add_argument('--json', metavar='OUT', help='also write the shares to this file')
     add_run_arguments(parser)
@@ -38,8 +43,10 @@ def main() -> None:
         torch.manual_seed(0)
         batches: Iterable = islice(Runner.build_dataloader(cfg.test_dataloader, seed=0), args.batches)
         shares = routing_shares(model, batches, args.object_classes or cfg.get('object_classes'))
-    print(f'{shares["images"]} images, {shares["object_tokens"]} tokens on objects, '
-          f'{shares["background_tokens"]} on background')
+    print(
+        f'{shares["images"]} images, {shares["object_tokens"]} tokens on objects, '
+        f'{shares["background_tokens"]} on background'
+    )
     print('block      ', *(f'{block:6d}' for block in range(len(shares['object']))))
     for group in ('object', 'background'):
         print(f'{group:11}', *(f'{share:6.1%}' for share in shares[group]))

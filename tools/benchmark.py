@@ -6,6 +6,7 @@
 
 Needs torch and mmengine alone (a config that inherits from mmseg or mmdet also needs that library).
 """
+
 from __future__ import annotations
 
 import argparse
@@ -29,8 +30,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--arch', default='eva02-base')
     parser.add_argument('--img-size', type=int, help='side of the images in pixels (512, or as in the config)')
     parser.add_argument('--patch-size', type=int, default=16)
-    parser.add_argument('--rate', type=float, help='tokens per module, or with a value below 1 their share '
-                                                   '(88, or as in the config)')
+    parser.add_argument(
+        '--rate', type=float, help='tokens per module, or with a value below 1 their share (88, or as in the config)'
+    )
     parser.add_argument('--batch-size', type=int, default=4)
     parser.add_argument('--dtype', choices=['float32', 'float16', 'bfloat16'], default='float32')
     parser.add_argument('--device', default='cpu')
@@ -47,8 +49,9 @@ def backbone_config(args: argparse.Namespace) -> dict[str, Any]:
             raise FileNotFoundError(f'--config={args.config!r}: no such file')
         backbone = dict(Config.fromfile(args.config).model.backbone.to_dict())
         if backbone.get('type') != 'CroprViT':
-            raise ValueError(f'--config={args.config!r}: model.backbone.type={backbone.get("type")!r}; '
-                             "'CroprViT' is expected")
+            raise ValueError(
+                f"--config={args.config!r}: model.backbone.type={backbone.get('type')!r}; 'CroprViT' is expected"
+            )
     else:
         backbone = dict(type='CroprViT', arch=args.arch, img_size=512, patch_size=args.patch_size)
     backbone['init_cfg'] = None
@@ -75,27 +78,49 @@ def main() -> None:
         images = torch.randn(args.batch_size, 3, height, width, device=args.device, dtype=dtype)
         for model in models.values():
             model.to(args.device, dtype)
-        print(f'{args.config or args.arch}: {height} × {width}, batch {args.batch_size}, {args.dtype} on '
-              f'{args.device} ({torch.get_num_threads()} threads), torch {torch.__version__}; '
-              f'median of {args.rounds} interleaved rounds', flush=True)
+        print(
+            f'{args.config or args.arch}: {height} × {width}, batch {args.batch_size}, {args.dtype} on '
+            f'{args.device} ({torch.get_num_threads()} threads), torch {torch.__version__}; '
+            f'median of {args.rounds} interleaved rounds',
+            flush=True,
+        )
         flops = {name: count_flops(model, images) / args.batch_size for name, model in models.items()}
-        timings = compare_throughput({name: partial(model.forward, images) for name, model in models.items()},
-                                     args.batch_size, args.rounds, device=args.device)
+        timings = compare_throughput(
+            {name: partial(model.forward, images) for name, model in models.items()},
+            args.batch_size,
+            args.rounds,
+            device=args.device,
+        )
     report: dict[str, Any] = dict(
-        model=args.config or args.arch, img_size=[height, width], batch_size=args.batch_size, dtype=args.dtype,
-        device=args.device, threads=torch.get_num_threads(), torch=torch.__version__, machine=platform.machine(),
-        pruning={k: v for k, v in backbone['pruning'].items() if k != 'pruner'}, variants={})
+        model=args.config or args.arch,
+        img_size=[height, width],
+        batch_size=args.batch_size,
+        dtype=args.dtype,
+        device=args.device,
+        threads=torch.get_num_threads(),
+        torch=torch.__version__,
+        machine=platform.machine(),
+        pruning={k: v for k, v in backbone['pruning'].items() if k != 'pruner'},
+        variants={},
+    )
     print(f'{"":8}{"images/s":>10}{"spread":>9}{"× dense":>9}{"GFLOPs":>9}{"of FLOPs limit":>16}{"pruned":>9}')
     for name, model in models.items():
         speedup = timings[name].ratio_to(timings['dense'])
         limit = flops['dense'] / flops[name]
-        row = dict(images_per_second=timings[name].images_per_second, spread=timings[name].spread,
-                   ratio_to_dense=speedup, gflops=flops[name] / 1e9, share_of_flops_limit=speedup / limit,
-                   tokens_pruned_ratio=pruned_ratio(model, height, width),
-                   tokens_per_block=tokens_per_block(model, height, width))
+        row = dict(
+            images_per_second=timings[name].images_per_second,
+            spread=timings[name].spread,
+            ratio_to_dense=speedup,
+            gflops=flops[name] / 1e9,
+            share_of_flops_limit=speedup / limit,
+            tokens_pruned_ratio=pruned_ratio(model, height, width),
+            tokens_per_block=tokens_per_block(model, height, width),
+        )
         report['variants'][name] = row
-        print(f'{name:8}{row["images_per_second"]:10.2f}{row["spread"]:9.1%}{speedup:9.2f}{row["gflops"]:9.4g}'
-              f'{row["share_of_flops_limit"]:16.2f}{row["tokens_pruned_ratio"]:9.1%}')
+        print(
+            f'{name:8}{row["images_per_second"]:10.2f}{row["spread"]:9.1%}{speedup:9.2f}{row["gflops"]:9.4g}'
+            f'{row["share_of_flops_limit"]:16.2f}{row["tokens_pruned_ratio"]:9.1%}'
+        )
     print('tokens per block, pruned:', *report['variants']['cropr']['tokens_per_block'])
     if args.json:
         Path(args.json).write_text(json.dumps(report, indent=2) + '\n')

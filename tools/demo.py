@@ -6,6 +6,7 @@
 Makes the sample data, trains, evaluates, times the model against the dense one on the same weights, draws which
 tokens were pruned, and writes all figures to work_dirs/demo/summary.json (work_dirs/demo-det for det).
 """
+
 from __future__ import annotations
 
 import argparse
@@ -47,8 +48,12 @@ TIMED_IMAGES = 16
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('task', choices=sorted(CONFIGS))
-    parser.add_argument('--data-root', type=Path, default=ROOT / 'data' / 'sample',
-                        help='the sample data; made there if it is not there (default: data/sample)')
+    parser.add_argument(
+        '--data-root',
+        type=Path,
+        default=ROOT / 'data' / 'sample',
+        help='the sample data; made there if it is not there (default: data/sample)',
+    )
     parser.add_argument('--pictures', type=int, default=4, help='images to draw (default: 4)')
     parser.add_argument('--rounds', type=int, default=10, help='rounds of timing (default: 10)')
     add_run_arguments(parser)
@@ -99,18 +104,22 @@ def time_models(cfg: Config, checkpoint: str, rounds: int) -> tuple[dict[str, Ti
         data = model.data_preprocessor(batch, False)
         whole[name] = partial(model, **data, mode='predict')
         backbone[name] = partial(model.backbone, data['inputs'])
-    return (compare_throughput(whole, TIMED_IMAGES, rounds), compare_throughput(backbone, TIMED_IMAGES, rounds),
-            cropr)
+    return (compare_throughput(whole, TIMED_IMAGES, rounds), compare_throughput(backbone, TIMED_IMAGES, rounds), cropr)
 
 
 def draw(model: Any, cfg: Config, folder: Path, count: int) -> list[str]:
     """One picture with all images, and one for each."""
     loader = Runner.build_dataloader(cfg.test_dataloader)
-    pictures = [p for i in range(min(count, len(loader.dataset)))
-                for p in take_pictures(model, pseudo_collate([loader.dataset[i]]))]
+    pictures = [
+        p
+        for i in range(min(count, len(loader.dataset)))
+        for p in take_pictures(model, pseudo_collate([loader.dataset[i]]))
+    ]
     sheets = [('tokens.png', pictures)] + [(f'tokens_{i}.png', [p]) for i, p in enumerate(pictures)]
-    return [str(draw_pictures(rows, folder / name, model.backbone.schedule.blocks, loader.dataset.metainfo))
-            for name, rows in sheets]
+    return [
+        str(draw_pictures(rows, folder / name, model.backbone.schedule.blocks, loader.dataset.metainfo))
+        for name, rows in sheets
+    ]
 
 
 def write_summary(file: Path, summary: dict[str, Any]) -> None:
@@ -123,15 +132,19 @@ def write_summary(file: Path, summary: dict[str, Any]) -> None:
 def table(summary: dict[str, Any], task: str) -> str:
     scores = '   '.join(f'{key} {summary[key]:.1f}' for key in METRICS[task])
     lines = [
-        f'{scores}   ({summary["train_minutes"]:.1f} min of training)', '',
+        f'{scores}   ({summary["train_minutes"]:.1f} min of training)',
+        '',
         f'{"images/s":16}{"dense":>10}{"Cropr":>10}{"speed-up":>10}',
         f'{"whole model":16}{summary["images_per_second_dense"]:10.1f}{summary["images_per_second"]:10.1f}'
         f'{summary["speedup"]:9.2f}×',
         f'{"backbone":16}{summary["backbone_images_per_second_dense"]:10.1f}'
-        f'{summary["backbone_images_per_second"]:10.1f}{summary["backbone_speedup"]:9.2f}×', '',
-        'tokens per block: ' + ' '.join(map(str, summary['tokens_per_block']))
+        f'{summary["backbone_images_per_second"]:10.1f}{summary["backbone_speedup"]:9.2f}×',
+        '',
+        'tokens per block: '
+        + ' '.join(map(str, summary['tokens_per_block']))
         + f'   ({summary["tokens_pruned_ratio"]:.0%} pruned in front of the last block, which sees all again)',
-        f'picture: {summary["pictures"][0]}']
+        f'picture: {summary["pictures"][0]}',
+    ]
     return '\n'.join(lines)
 
 
@@ -173,8 +186,13 @@ def main() -> None:
         backbone_images_per_second=backbone['cropr'].images_per_second,
         backbone_images_per_second_dense=backbone['dense'].images_per_second,
         backbone_speedup=backbone['cropr'].ratio_to(backbone['dense']),
-        pictures=pictures, checkpoint=checkpoint, config=args.config, train_minutes=minutes,
-        threads=torch.get_num_threads(), torch=torch.__version__)
+        pictures=pictures,
+        checkpoint=checkpoint,
+        config=args.config,
+        train_minutes=minutes,
+        threads=torch.get_num_threads(),
+        torch=torch.__version__,
+    )
     write_summary(out / 'summary.json', summary)
     print('\n' + table(summary, args.task) + f'\nsummary: {out / "summary.json"}')
 

@@ -1,9 +1,10 @@
 """Evaluate a checkpoint with any mmsegmentation or mmdetection config.
 
-    python tools/test.py configs/sample/fcn_cropr-vit_sample.py work_dirs/fcn_cropr-vit_sample/iter_1200.pth
-    python tools/test.py CONFIG CHECKPOINT --show-dir painted --out predictions.pkl
-    tools/dist_test.sh CONFIG CHECKPOINT 8
+python tools/test.py configs/sample/fcn_cropr-vit_sample.py work_dirs/fcn_cropr-vit_sample/iter_1200.pth
+python tools/test.py CONFIG CHECKPOINT --show-dir painted --out predictions.pkl
+tools/dist_test.sh CONFIG CHECKPOINT 8
 """
+
 from __future__ import annotations
 
 import argparse
@@ -19,8 +20,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='config file of mmsegmentation or mmdetection')
     parser.add_argument('checkpoint', help='checkpoint file')
     add_run_arguments(parser)
-    parser.add_argument('--out', help='keep the predictions: mmdetection, a .pkl file; mmsegmentation, a folder '
-                                      'of label maps')
+    parser.add_argument(
+        '--out', help='keep the predictions: mmdetection, a .pkl file; mmsegmentation, a folder of label maps'
+    )
     parser.add_argument('--show-dir', help='paint the predictions into this folder')
     parser.add_argument('--tta', action='store_true', help="test-time augmentation, by the config's tta_pipeline")
     return parser.parse_args()
@@ -44,8 +46,10 @@ def paint_predictions(cfg: Config, folder: str) -> None:
     """Switch the library's visualisation hook on."""
     hook = cfg.get('default_hooks', {}).get('visualization')
     if hook is None:
-        raise ValueError('--show-dir needs the visualisation hook of the library in the config, e.g. '
-                         "default_hooks.visualization=dict(type='SegVisualizationHook')")
+        raise ValueError(
+            '--show-dir needs the visualisation hook of the library in the config, e.g. '
+            "default_hooks.visualization=dict(type='SegVisualizationHook')"
+        )
     hook.draw = True
     if hook.type.startswith('Det'):
         hook.test_out_dir = folder

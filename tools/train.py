@@ -1,9 +1,10 @@
 """Train a model from any mmsegmentation or mmdetection config.
 
-    python tools/train.py configs/sample/fcn_cropr-vit_sample.py
-    python tools/train.py CONFIG --work-dir work_dirs/mine --resume
-    tools/dist_train.sh CONFIG 8 --amp
+python tools/train.py configs/sample/fcn_cropr-vit_sample.py
+python tools/train.py CONFIG --work-dir work_dirs/mine --resume
+tools/dist_train.sh CONFIG 8 --amp
 """
+
 from __future__ import annotations
 
 import argparse
@@ -22,12 +23,20 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file of mmsegmentation or mmdetection')
     add_run_arguments(parser)
-    parser.add_argument('--resume', nargs='?', const='auto', metavar='CHECKPOINT',
-                        help='go on from this checkpoint, or without a value from the last one in the work dir')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='go on from this checkpoint, or without a value from the last one in the work dir',
+    )
     parser.add_argument('--amp', action='store_true', help='mixed precision; needs an accelerator')
     parser.add_argument('--no-validate', action='store_true', help='do not evaluate during the training')
-    parser.add_argument('--auto-scale-lr', action='store_true',
-                        help="scale the learning rate by batch size / the config's auto_scale_lr.base_batch_size")
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help="scale the learning rate by batch size / the config's auto_scale_lr.base_batch_size",
+    )
     return parser.parse_args()
 
 

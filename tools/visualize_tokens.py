@@ -1,9 +1,10 @@
 """Draw which token left at which block, next to prediction and ground truth.
 
-    python tools/visualize_tokens.py CONFIG CHECKPOINT --out tokens.png              # from the test set
-    python tools/visualize_tokens.py CONFIG CHECKPOINT --indices 3 14 15 --out tokens.png
-    python tools/visualize_tokens.py CONFIG CHECKPOINT --image photo.jpg --out tokens.png
+python tools/visualize_tokens.py CONFIG CHECKPOINT --out tokens.png              # from the test set
+python tools/visualize_tokens.py CONFIG CHECKPOINT --indices 3 14 15 --out tokens.png
+python tools/visualize_tokens.py CONFIG CHECKPOINT --image photo.jpg --out tokens.png
 """
+
 from __future__ import annotations
 
 import argparse
@@ -25,8 +26,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='config file of mmsegmentation or mmdetection')
     parser.add_argument('checkpoint', help='checkpoint file')
     source = parser.add_mutually_exclusive_group()
-    source.add_argument('--indices', type=int, nargs='+', default=[0, 1, 2, 3],
-                        help='images of the test set, one row each (default: the first four)')
+    source.add_argument(
+        '--indices',
+        type=int,
+        nargs='+',
+        default=[0, 1, 2, 3],
+        help='images of the test set, one row each (default: the first four)',
+    )
     source.add_argument('--image', nargs='+', help='image files instead')
     parser.add_argument('--out', default='tokens.png', help='picture to write (default: tokens.png)')
     parser.add_argument('--pixels', type=int, default=280, help='width of a panel (default: 280)')

@@ -2,8 +2,7 @@
 # (mmengine takes an import statement in a config for its other config style; a call of __import__ it does not.)
 sample = __import__('cropr_mm.datasets', fromlist=['CLASSES'])
 default_scope = 'mmdet'
-visualizer = dict(
-    type='DetLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')], name='visualizer')
+visualizer = dict(type='DetLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')], name='visualizer')
 data_hint = 'python tools/make_sample_data.py data/sample'
 data_root = 'data/sample/'
 metainfo = dict(classes=sample.THINGS, palette=sample.THING_METAINFO['palette'])
@@ -17,8 +16,7 @@ test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(type='Resize', scale=(96, 96)),
-    dict(
-        type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
+    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]
 train_dataloader = dict(
     batch_size=8,
@@ -32,7 +30,9 @@ train_dataloader = dict(
         ann_file='annotations/instances_training.json',
         data_prefix=dict(img='images/training/'),
         filter_cfg=dict(filter_empty_gt=True),
-        pipeline=train_pipeline))
+        pipeline=train_pipeline,
+    ),
+)
 val_dataloader = dict(
     batch_size=8,
     num_workers=1,
@@ -45,10 +45,11 @@ val_dataloader = dict(
         ann_file='annotations/instances_validation.json',
         data_prefix=dict(img='images/validation/'),
         test_mode=True,
-        pipeline=test_pipeline))
+        pipeline=test_pipeline,
+    ),
+)
 test_dataloader = val_dataloader
 val_evaluator = dict(
-    type='CocoMetric',
-    ann_file=data_root + 'annotations/instances_validation.json',
-    metric=['bbox', 'segm'])
+    type='CocoMetric', ann_file=data_root + 'annotations/instances_validation.json', metric=['bbox', 'segm']
+)
 test_evaluator = val_evaluator

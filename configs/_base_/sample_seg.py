@@ -2,8 +2,7 @@
 # (mmengine takes an import statement in a config for its other config style; a call of __import__ it does not.)
 sample = __import__('cropr_mm.datasets', fromlist=['CLASSES'])
 default_scope = 'mmseg'
-visualizer = dict(
-    type='SegLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')], name='visualizer')
+visualizer = dict(type='SegLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')], name='visualizer')
 data_hint = 'python tools/make_sample_data.py data/sample'
 object_classes = [sample.CLASSES.index(name) for name in sample.THINGS]
 metainfo = dict(classes=list(sample.CLASSES), palette=[list(colour) for colour in sample.PALETTE])
@@ -27,7 +26,9 @@ train_dataloader = dict(
     dataset=dict(
         **dataset,
         data_prefix=dict(img_path='images/training', seg_map_path='annotations/training'),
-        pipeline=train_pipeline))
+        pipeline=train_pipeline,
+    ),
+)
 val_dataloader = dict(
     batch_size=16,
     num_workers=1,
@@ -36,7 +37,9 @@ val_dataloader = dict(
     dataset=dict(
         **dataset,
         data_prefix=dict(img_path='images/validation', seg_map_path='annotations/validation'),
-        pipeline=test_pipeline))
+        pipeline=test_pipeline,
+    ),
+)
 test_dataloader = val_dataloader
 val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
 test_evaluator = val_evaluator

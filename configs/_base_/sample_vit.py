@@ -6,4 +6,5 @@ backbone = dict(
     arch=dict(family='vit', embed_dim=128, depth=8, num_heads=4, mlp_ratio=4.0),
     img_size=96,
     patch_size=8,
-    init_cfg=dict(type='Pretrained', checkpoint=checkpoint))
+    init_cfg=dict(type='Pretrained', checkpoint=checkpoint),
+)

@@ -2,7 +2,7 @@
 _base_ = './mask-rcnn_dense-vit_sample.py'
 model = dict(
     backbone=dict(
-        pruning=dict(
-            pruner=dict(type='CroprPruner', aux_head=dict(type='MultiLabelAuxHead', num_classes=6)),
-            rate=20)))
+        pruning=dict(pruner=dict(type='CroprPruner', aux_head=dict(type='MultiLabelAuxHead', num_classes=6)), rate=20)
+    )
+)
 custom_hooks = [dict(type='CroprHook', ramp=0.5)]

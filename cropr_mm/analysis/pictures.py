@@ -51,8 +51,15 @@ def take_pictures(model: nn.Module, batch: dict[str, Any]) -> list[TokenPicture]
         height, width = sample.img_shape[:2]
         with Image.open(sample.img_path) as file:
             image = np.asarray(file.convert('RGB').resize((width, height), Image.Resampling.BICUBIC))
-        pictures.append(TokenPicture(image, exit_map.numpy(), patch_size,
-                                     _labels(prediction, 'pred', image.shape), _labels(sample, 'gt', image.shape)))
+        pictures.append(
+            TokenPicture(
+                image,
+                exit_map.numpy(),
+                patch_size,
+                _labels(prediction, 'pred', image.shape),
+                _labels(sample, 'gt', image.shape),
+            )
+        )
     return pictures
 
 
@@ -108,15 +115,24 @@ def draw_pictures(
     classes = list(meta.get('classes') or [])
     palette = np.array(meta.get('palette') or colormaps['tab20'](range(20))[:, :3] * 255, dtype=float) / 255
     names = ['image', 'tokens']
-    names += [name for name, key in (('prediction', 'prediction'), ('ground truth', 'truth'))
-              if any(getattr(picture, key) is not None for picture in pictures)]
+    names += [
+        name
+        for name, key in (('prediction', 'prediction'), ('ground truth', 'truth'))
+        if any(getattr(picture, key) is not None for picture in pictures)
+    ]
     ratio = max(picture.image.shape[0] / picture.image.shape[1] for picture in pictures)
     inches = pixels / 100
     legend_inches = 0.75
     height = len(pictures) * inches * ratio + 0.3 + legend_inches
     figure = Figure(figsize=(len(names) * inches, height), dpi=100, facecolor='white')
-    axes = figure.subplots(len(pictures), len(names), squeeze=False, gridspec_kw=dict(
-        left=0.006, right=0.994, top=1 - 0.3 / height, bottom=legend_inches / height, wspace=0.025, hspace=0.025))
+    axes = figure.subplots(
+        len(pictures),
+        len(names),
+        squeeze=False,
+        gridspec_kw=dict(
+            left=0.006, right=0.994, top=1 - 0.3 / height, bottom=legend_inches / height, wspace=0.025, hspace=0.025
+        ),
+    )
     colours = colormaps['plasma'](np.linspace(0.02, 0.92, max(len(blocks), 1)))
     for row, picture in zip(axes, pictures):
         for axis, name in zip(row, names):
@@ -126,12 +142,27 @@ def draw_pictures(
     exits = [Patch(alpha=0, label='taken aside behind block')]
     exits += [Patch(facecolor=colour, label=f'{block}') for block, colour in zip(blocks, colours)]
     exits.append(Patch(facecolor='white', edgecolor='grey', label='never (clear)'))
-    figure.legend(handles=exits, loc='lower center', bbox_to_anchor=(0.5, 0.36 / height), ncols=len(exits),
-                  fontsize=9, frameon=False, handlelength=1.2, columnspacing=1.2)
+    figure.legend(
+        handles=exits,
+        loc='lower center',
+        bbox_to_anchor=(0.5, 0.36 / height),
+        ncols=len(exits),
+        fontsize=9,
+        frameon=False,
+        handlelength=1.2,
+        columnspacing=1.2,
+    )
     if classes and len(classes) <= 20 and len(names) > 2:
-        figure.legend(handles=[Patch(facecolor=c, label=n) for c, n in zip(palette, classes)], loc='lower center',
-                      bbox_to_anchor=(0.5, 0.02 / height), ncols=len(classes), fontsize=8, frameon=False,
-                      handlelength=1, columnspacing=0.9)
+        figure.legend(
+            handles=[Patch(facecolor=c, label=n) for c, n in zip(palette, classes)],
+            loc='lower center',
+            bbox_to_anchor=(0.5, 0.02 / height),
+            ncols=len(classes),
+            fontsize=8,
+            frameon=False,
+            handlelength=1,
+            columnspacing=0.9,
+        )
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out)
@@ -155,8 +186,9 @@ def _draw_panel(axis: Any, name: str, picture: TokenPicture, blocks: list[int], 
         for block, colour in zip(blocks, colours):
             overlay[picture.exits == block] = (*colour[:3], 0.78)
         overlay[picture.exits == STAYED] = 0
-        axis.imshow(overlay, extent=(0, columns * picture.patch_size, rows * picture.patch_size, 0),
-                    interpolation='nearest')
+        axis.imshow(
+            overlay, extent=(0, columns * picture.patch_size, rows * picture.patch_size, 0), interpolation='nearest'
+        )
     elif labels is not None and 'boxes' in labels:
         _draw_instances(axis, labels, extent, palette)
     axis.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])

@@ -123,5 +123,10 @@ def routing_shares(
     if not count:
         raise ValueError('the data loader gave no batch')
     shares = (reached / total.clamp(min=1).unsqueeze(1)).tolist()
-    return dict(object=shares[0], background=shares[1], object_tokens=int(total[0]),
-                background_tokens=int(total[1]), images=count)
+    return dict(
+        object=shares[0],
+        background=shares[1],
+        object_tokens=int(total[0]),
+        background_tokens=int(total[1]),
+        images=count,
+    )

@@ -79,7 +79,7 @@ def compare_throughput(
         names = list(calls)
         for i in range(rounds):
             # A different one begins each round: none is always the first after a pause.
-            for name in names[i % len(names):] + names[: i % len(names)]:
+            for name in names[i % len(names) :] + names[: i % len(names)]:
                 seconds[name].append(_seconds(calls[name], repeats[name], device))
     return {name: Timing(batch_size, tuple(values)) for name, values in seconds.items()}
 
@@ -119,8 +119,11 @@ def build_variants(backbone: Mapping[str, Any]) -> dict[str, CroprViT]:
     if cropr.get('type') != 'CroprPruner':
         cropr = dict(type='CroprPruner', aux_head=dict(type='MultiLabelAuxHead', num_classes=1))
     variants: dict[str, CroprViT] = {}
-    for name, value in (('dense', None), ('cropr', {**plan, 'pruner': cropr}),
-                        ('random', {**plan, 'pruner': dict(type='RandomPruner')})):
+    for name, value in (
+        ('dense', None),
+        ('cropr', {**plan, 'pruner': cropr}),
+        ('random', {**plan, 'pruner': dict(type='RandomPruner')}),
+    ):
         variants[name] = MODELS.build({**settings, 'pruning': value})
     if settings.get('init_cfg'):
         variants['cropr'].init_weights()

@@ -3,6 +3,7 @@
 What goes wrong before a run starts (a misspelt path, a data set that is not there, a library that is not
 installed, half a checkpoint) is said in one line that names the key and the file.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -32,9 +33,14 @@ _INSTALL = dict(mmseg='mmsegmentation', mmdet='mmdet', mmpretrain='mmpretrain')
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that training and testing share."""
     parser.add_argument('--work-dir', help='folder for logs and checkpoints (default: work_dirs/<config name>)')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-                        help='change settings of the config, e.g. train_cfg.max_iters=100 '
-                             'model.backbone.pruning.rate=16; lists as key="[a,b]"')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='change settings of the config, e.g. train_cfg.max_iters=100 '
+        'model.backbone.pruning.rate=16; lists as key="[a,b]"',
+    )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     # torch.distributed.launch passes the one spelling or the other, depending on its version
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
@@ -90,8 +96,10 @@ def _register_library(cfg: Config) -> None:
         return
     if importlib.util.find_spec(scope) is None:
         package = _INSTALL.get(scope, scope)
-        raise ModuleNotFoundError(f'default_scope={scope!r} of the config needs the package {package}, which is '
-                                  f'not installed: pip install {package}')
+        raise ModuleNotFoundError(
+            f'default_scope={scope!r} of the config needs the package {package}, which is '
+            f'not installed: pip install {package}'
+        )
     utils = importlib.import_module(f'{scope}.utils')
     if hasattr(utils, 'register_all_modules'):
         utils.register_all_modules(init_default_scope=False)
@@ -133,8 +141,11 @@ def _dataset_paths(dataset: Any) -> Iterator[tuple[str, str]]:
         return
     root = dataset.get('data_root') or ''
     prefixes = dataset.get('data_prefix') or {}
-    paths = {'data_root': root, 'ann_file': dataset.get('ann_file') or '',
-             **{f'data_prefix.{name}': prefix for name, prefix in prefixes.items()}}
+    paths = {
+        'data_root': root,
+        'ann_file': dataset.get('ann_file') or '',
+        **{f'data_prefix.{name}': prefix for name, prefix in prefixes.items()},
+    }
     for name, path in paths.items():
         if isinstance(path, str) and path and '://' not in root + path:
             yield name, path if name == 'data_root' else os.path.join(root, path)
@@ -162,17 +173,22 @@ def build_runner(cfg: Config) -> Runner:
     if cfg.launcher != 'none' and not _has_accelerator():
         # mmengine's launcher sets a CUDA device and gives it to DDP in any case.
         if cfg.launcher != 'pytorch':
-            raise ValueError(f'--launcher {cfg.launcher} needs an accelerator, and torch finds none; '
-                             'on CPU use --launcher pytorch')
+            raise ValueError(
+                f'--launcher {cfg.launcher} needs an accelerator, and torch finds none; on CPU use --launcher pytorch'
+            )
         torch.distributed.init_process_group('gloo')
-        wrapper = dict(type='MMDistributedDataParallel', broadcast_buffers=False,
-                       find_unused_parameters=cfg.get('find_unused_parameters', False))
+        wrapper = dict(
+            type='MMDistributedDataParallel',
+            broadcast_buffers=False,
+            find_unused_parameters=cfg.get('find_unused_parameters', False),
+        )
         cfg.model_wrapper_cfg = {**wrapper, **(cfg.get('model_wrapper_cfg') or {}), 'device_ids': None}
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
 
 
 def _has_accelerator() -> bool:
     from mmengine.device import get_device
+
     return get_device() not in ('cpu', 'mps')
 
 

@@ -5,6 +5,7 @@ A checkpoint that mmengine's runner saves holds such classes (the history of eac
 scalars, ...), so mmengine 0.10 cannot resume its own runs. :func:`allow_mmengine_checkpoints` allow-lists
 what these checkpoints hold and no more; a file that asks for anything else is refused as before.
 """
+
 from __future__ import annotations
 
 import json
@@ -34,7 +35,8 @@ def _class_function(owner: Any, name: str) -> Any:
     if not isinstance(owner, type) or name not in _CLASS_FUNCTIONS.get(owner, ()):
         allowed = ', '.join(f'{cls.__name__}.{n}' for cls, names in _CLASS_FUNCTIONS.items() for n in names)
         raise pickle.UnpicklingError(
-            f'the checkpoint asks for attribute {name!r} of {owner!r}; only {allowed} are allowed')
+            f'the checkpoint asks for attribute {name!r} of {owner!r}; only {allowed} are allowed'
+        )
     return getattr(owner, name)
 
 
@@ -48,11 +50,21 @@ def allow_mmengine_checkpoints() -> None:
         return
     numpy_core = import_module('numpy._core.multiarray' if hasattr(np, '_core') else 'numpy.core.multiarray')
     # NumPy 2 renamed numpy.core to numpy._core; a file names whichever NumPy wrote it.
-    renamed = [(getattr(numpy_core, function), f'numpy.{core}.multiarray.{function}')
-               for function in ('_reconstruct', 'scalar') for core in ('core', '_core')]
-    torch.serialization.add_safe_globals([
-        *_CLASS_FUNCTIONS, (_class_function, 'builtins.getattr'), np.ndarray, np.dtype,
-        *(type(np.dtype(scalar)) for scalar in _NUMPY_SCALARS), *renamed])
+    renamed = [
+        (getattr(numpy_core, function), f'numpy.{core}.multiarray.{function}')
+        for function in ('_reconstruct', 'scalar')
+        for core in ('core', '_core')
+    ]
+    torch.serialization.add_safe_globals(
+        [
+            *_CLASS_FUNCTIONS,
+            (_class_function, 'builtins.getattr'),
+            np.ndarray,
+            np.dtype,
+            *(type(np.dtype(scalar)) for scalar in _NUMPY_SCALARS),
+            *renamed,
+        ]
+    )
 
 
 def check_checkpoint(path: str | os.PathLike[str], key: str = 'checkpoint') -> Path:
@@ -85,8 +97,10 @@ def check_checkpoint(path: str | os.PathLike[str], key: str = 'checkpoint') -> P
     else:
         complete = head[:1] == b'\x80'  # a pickle, as PyTorch before 1.6 wrote; only loading can tell its end
     if not complete:
-        raise ValueError(f'{key}={str(path)!r} is not a complete checkpoint: the file is cut off after '
-                         f'{size} bytes or was never one. Copy, download or train it again.')
+        raise ValueError(
+            f'{key}={str(path)!r} is not a complete checkpoint: the file is cut off after '
+            f'{size} bytes or was never one. Copy, download or train it again.'
+        )
     return file
 
 

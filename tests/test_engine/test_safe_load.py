@@ -1,4 +1,5 @@
 """mmengine checkpoints load under weights_only protection; anything else is refused."""
+
 import os
 import pickle
 import subprocess
@@ -16,8 +17,9 @@ from mmengine.utils import digit_version
 
 from cropr_mm.engine.safe_load import allow_mmengine_checkpoints, check_checkpoint
 
-protected = pytest.mark.skipif(digit_version(torch.__version__) < digit_version('2.6.0'),
-                               reason='torch.load is not protected before PyTorch 2.6')
+protected = pytest.mark.skipif(
+    digit_version(torch.__version__) < digit_version('2.6.0'), reason='torch.load is not protected before PyTorch 2.6'
+)
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +28,6 @@ def allow():
 
 
 class Line(BaseModel):
-
     def __init__(self):
         super().__init__()
         self.fc = torch.nn.Linear(2, 1)
@@ -48,27 +49,38 @@ class LogEverything(Hook):
 def train(work_dir, scheduler, iters=4, **kwargs):
     data = [dict(inputs=torch.randn(2), data_samples=torch.zeros(1)) for _ in range(8)]
     runner = Runner(
-        Line(), str(work_dir), train_cfg=dict(by_epoch=False, max_iters=iters), param_scheduler=scheduler,
-        train_dataloader=dict(dataset=data, batch_size=2, num_workers=0,
-                              sampler=dict(type='InfiniteSampler', shuffle=True)),
+        Line(),
+        str(work_dir),
+        train_cfg=dict(by_epoch=False, max_iters=iters),
+        param_scheduler=scheduler,
+        train_dataloader=dict(
+            dataset=data, batch_size=2, num_workers=0, sampler=dict(type='InfiniteSampler', shuffle=True)
+        ),
         optim_wrapper=dict(optimizer=dict(type='AdamW', lr=0.1)),
         custom_hooks=[dict(type='EMAHook'), LogEverything()],
-        default_hooks=dict(logger=dict(type='LoggerHook', interval=1),
-                           checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=2)),
-        log_level='ERROR', experiment_name=str(work_dir), **kwargs)
+        default_hooks=dict(
+            logger=dict(type='LoggerHook', interval=1),
+            checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=2),
+        ),
+        log_level='ERROR',
+        experiment_name=str(work_dir),
+        **kwargs,
+    )
     runner.train()
     return runner
 
 
-@pytest.mark.parametrize('scheduler', [
-    dict(type='PolyLR', by_epoch=False, begin=0, end=6),
-    dict(type='OneCycleLR', by_epoch=False, eta_max=0.1, total_steps=6),
-    dict(type='CosineAnnealingLR', by_epoch=False, begin=0, end=6),
-])
+@pytest.mark.parametrize(
+    'scheduler',
+    [
+        dict(type='PolyLR', by_epoch=False, begin=0, end=6),
+        dict(type='OneCycleLR', by_epoch=False, eta_max=0.1, total_steps=6),
+        dict(type='CosineAnnealingLR', by_epoch=False, begin=0, end=6),
+    ],
+)
 def test_runner_resumes_its_own_checkpoint(tmp_path, scheduler):
     train(tmp_path / 'first', scheduler)
-    runner = train(tmp_path / 'second', scheduler, iters=6, resume=True,
-                   load_from=str(tmp_path / 'first/iter_2.pth'))
+    runner = train(tmp_path / 'second', scheduler, iters=6, resume=True, load_from=str(tmp_path / 'first/iter_2.pth'))
     assert runner.iter == 6
     assert len(runner.message_hub.get_scalar('train/loss').data[0]) == 6
     assert runner.message_hub.get_scalar('train/value2').mean() == 3
@@ -92,7 +104,6 @@ def test_files_of_both_numpy_generations_load(tmp_path, core):
 
 
 class Command:
-
     def __init__(self, command):
         self.command = command
 
@@ -104,15 +115,17 @@ class Command:
 @pytest.mark.parametrize('legacy', [False, True])
 def test_a_file_that_runs_a_command_is_refused(tmp_path, legacy):
     proof = tmp_path / 'proof'
-    torch.save(dict(state_dict={}, meta=Command(f'touch {proof}')), tmp_path / 'bad.pth',
-               _use_new_zipfile_serialization=not legacy)
+    torch.save(
+        dict(state_dict={}, meta=Command(f'touch {proof}')),
+        tmp_path / 'bad.pth',
+        _use_new_zipfile_serialization=not legacy,
+    )
     with pytest.raises(pickle.UnpicklingError):
         torch.load(tmp_path / 'bad.pth')
     assert not proof.exists()
 
 
 class Getattr:
-
     def __init__(self, owner, name):
         self.args = (owner, name)
 
@@ -121,8 +134,10 @@ class Getattr:
 
 
 @protected
-@pytest.mark.parametrize('owner, name', [
-    (HistoryBuffer, '__init__'), (HistoryBuffer, '__subclasses__'), (np.ndarray, 'tofile'), ('text', 'format')])
+@pytest.mark.parametrize(
+    'owner, name',
+    [(HistoryBuffer, '__init__'), (HistoryBuffer, '__subclasses__'), (np.ndarray, 'tofile'), ('text', 'format')],
+)
 def test_getattr_gives_nothing_but_the_functions_mmengine_saves(tmp_path, owner, name):
     torch.save(Getattr(owner, name), tmp_path / 'bad.pth')
     with pytest.raises(pickle.UnpicklingError, match=name):
@@ -155,7 +170,7 @@ def test_a_cut_off_file_is_named(tmp_path, share, format):
         pytest.importorskip('safetensors.torch').save_file(weights, whole)
     assert check_checkpoint(whole) == whole
     cut = tmp_path / f'cut.{format}'
-    cut.write_bytes(whole.read_bytes()[:int(whole.stat().st_size * share)])
+    cut.write_bytes(whole.read_bytes()[: int(whole.stat().st_size * share)])
     with pytest.raises(ValueError, match=f'cut.{format}'):
         check_checkpoint(cut, '--resume')
 
