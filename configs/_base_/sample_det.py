@@ -1,11 +1,10 @@
 # The sample data as mmdetection reads it: the countable objects, with boxes and masks.
+_base_ = 'mmdet::_base_/datasets/coco_instance.py'
 # (mmengine takes an import statement in a config for its other config style; a call of __import__ it does not.)
 sample = __import__('cropr_mm.datasets', fromlist=['CLASSES'])
 default_scope = 'mmdet'
-visualizer = dict(type='DetLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')], name='visualizer')
 data_hint = 'python tools/make_sample_data.py data/sample'
 data_root = 'data/sample/'
-metainfo = dict(classes=sample.THINGS, palette=sample.THING_METAINFO['palette'])
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
@@ -14,42 +13,22 @@ train_pipeline = [
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(type='Resize', scale=(96, 96)),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]
+dataset = dict(data_root=data_root, metainfo=dict(classes=sample.THINGS, palette=sample.THING_METAINFO['palette']))
+training = dict(ann_file='annotations/instances_training.json', data_prefix=dict(img='images/training/'))
+validation = dict(ann_file='annotations/instances_validation.json', data_prefix=dict(img='images/validation/'))
 train_dataloader = dict(
     batch_size=8,
     num_workers=1,
-    persistent_workers=True,
-    sampler=dict(type='InfiniteSampler', shuffle=True),
-    dataset=dict(
-        type='CocoDataset',
-        data_root=data_root,
-        metainfo=metainfo,
-        ann_file='annotations/instances_training.json',
-        data_prefix=dict(img='images/training/'),
-        filter_cfg=dict(filter_empty_gt=True),
-        pipeline=train_pipeline,
-    ),
+    sampler=dict(type='InfiniteSampler'),
+    batch_sampler=None,
+    dataset=dict(**dataset, **training, pipeline=train_pipeline),
 )
-val_dataloader = dict(
-    batch_size=8,
-    num_workers=1,
-    persistent_workers=True,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        type='CocoDataset',
-        data_root=data_root,
-        metainfo=metainfo,
-        ann_file='annotations/instances_validation.json',
-        data_prefix=dict(img='images/validation/'),
-        test_mode=True,
-        pipeline=test_pipeline,
-    ),
-)
+val_dataloader = dict(batch_size=8, num_workers=1, dataset=dict(**dataset, **validation, pipeline=test_pipeline))
 test_dataloader = val_dataloader
-val_evaluator = dict(
-    type='CocoMetric', ann_file=data_root + 'annotations/instances_validation.json', metric=['bbox', 'segm']
-)
+val_evaluator = dict(ann_file=data_root + validation['ann_file'])
 test_evaluator = val_evaluator
+visualizer = dict(type='DetLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')], name='visualizer')
