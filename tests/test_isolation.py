@@ -17,8 +17,8 @@ class Block(importlib.abc.MetaPathFinder):
 sys.meta_path.insert(0, Block())
 """
 
-# torch and mmengine themselves try some of these; a package that is optional to them is absent here, too.
-MM = {'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'torchvision', 'timm'}
+# Not cv2, which mmengine itself imports. What is optional to torch and mmengine is absent here, too.
+MM = {'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'torchvision', 'timm', 'matplotlib', 'PIL'}
 
 STEP = """
 import torch
