@@ -22,13 +22,12 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from cropr_mm import CroprViT
-from cropr_mm.datasets import CLASSES, THINGS, draw_crop
+from cropr_mm.datasets import CLASSES, SAMPLE_CHECKPOINT, THINGS, draw_crop
 from cropr_mm.datasets.scenes import CROP_SIZE
 
 ARCH = dict(family='vit', embed_dim=128, depth=8, num_heads=4)
 PATCH, SCENE = 8, 96
 MEAN, STD = 127.5, 58.0
-DEFAULT = Path(__file__).parents[1] / 'cropr_mm' / 'datasets' / 'sample_vit.safetensors'
 
 
 class Crops(Dataset):
@@ -122,9 +121,10 @@ def _loader(dataset: Dataset, batch: int, shuffle: bool) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description='Pre-train the small ViT of the sample configs.')
-    parser.add_argument('--out', type=Path, default=DEFAULT, help='checkpoint to write (default: %(default)s)')
+    parser.add_argument('--out', type=Path, default=Path(SAMPLE_CHECKPOINT),
+                        help='checkpoint to write (default: %(default)s)')
     parser.add_argument('--work-dir', default='work_dirs/pretrain_sample', help='logs (default: %(default)s)')
-    parser.add_argument('--iters', type=int, default=4000)
+    parser.add_argument('--iters', type=int, default=3000)
     parser.add_argument('--batch', type=int, default=128)
     parser.add_argument('--lr', type=float, default=1.5e-3)
     parser.add_argument('--crops', type=int, default=32000, help='crops to learn from; 2000 more test it')
@@ -161,6 +161,7 @@ def save(vit: nn.Module, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix('.partial')
     save_file({key: value.half().contiguous() for key, value in vit.state_dict().items()}, partial)
+    partial.chmod(0o644)  # the writer leaves it readable by its owner alone
     partial.replace(path)
 
 
