@@ -1,0 +1,35 @@
+"""FLOPs against the count by hand, and tokens per block against what the blocks are really given."""
+
+import pytest
+import torch
+from helpers import cropr, small_vit
+
+from cropr_mm.analysis.flops import count_flops, pruned_ratio, tokens_per_block
+
+
+@pytest.mark.parametrize('rate', [None, 4])
+def test_flops_of_a_vit(rate):
+    pruning = dict(pruner=cropr(), rate=rate, round_to=1) if rate else None
+    model = small_vit(pruning=pruning).eval()
+    expected = 2 * 36 * (3 * 4 * 4) * 16  # patch embedding
+    for tokens in tokens_per_block(model, 24, 24):
+        linear = tokens * 16 * (3 * 16 + 16) + 2 * tokens * 16 * 32
+        attention = 2 * tokens * tokens * 16
+        expected += 2 * (linear + attention)
+    if rate:
+        scored = [37, 33, 29]
+        expected += sum(2 * 16 * (tokens - 1) for tokens in scored)
+    assert count_flops(model, torch.randn(1, 3, 24, 24)) == expected
+
+
+@pytest.mark.parametrize('pruning', [None, dict(rate=8), dict(rate=8, fusion=None), dict(keep={1: 0.2})])
+def test_tokens_per_block(pruning):
+    model = small_vit(pruning=pruning and dict(pruning, pruner=cropr())).eval()
+    seen = []
+    for block in model.blocks:
+        block.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[1]))
+    with torch.no_grad():
+        model(torch.randn(1, 3, 20, 32))
+    assert tokens_per_block(model, 20, 32) == seen
+    least = min(seen if not pruning or pruning.get('fusion', 1) is None else seen[:-1])
+    assert pruned_ratio(model, 20, 32) == pytest.approx(1 - least / seen[0])

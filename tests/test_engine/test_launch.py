@@ -1,0 +1,89 @@
+"""What is wrong with a command line is said before anything starts."""
+
+import argparse
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from cropr_mm.engine.launch import check_data, load_config, plain_errors, set_resume
+
+
+def arguments(config, **settings):
+    values = dict(config=str(config), work_dir=None, cfg_options=None, launcher='none', local_rank=0)
+    return argparse.Namespace(**{**values, **settings})
+
+
+def test_a_misspelt_config_is_answered_with_similar_ones(tmp_path):
+    (tmp_path / 'fcn_cropr-vit_sample.py').write_text('a = 1')
+    (tmp_path / 'unrelated.py').write_text('a = 1')
+    with pytest.raises(FileNotFoundError, match=r'fcn_croper-vit_sample.*did you mean .*fcn_cropr-vit_sample.py\?'):
+        load_config(arguments(tmp_path / 'fcn_croper-vit_sample.py'))
+    with pytest.raises(FileNotFoundError, match=r'did you mean .*fcn_cropr-vit_sample.py\?'):
+        load_config(arguments(tmp_path / 'no_folder' / 'fcn_cropr_vit_sample.py'))
+
+
+def test_options_of_the_command_line_win(tmp_path):
+    file = tmp_path / 'mine.py'
+    file.write_text("work_dir = 'there'\nmodel = dict(depth=1)")
+    assert load_config(arguments(file)).work_dir == 'there'
+    cfg = load_config(arguments(file, work_dir='here', cfg_options={'model.depth': 2}))
+    assert (cfg.work_dir, cfg.model.depth) == ('here', 2)
+    file.write_text('')
+    assert load_config(arguments(file)).work_dir == 'work_dirs/mine'
+
+
+def test_a_missing_library_is_named(tmp_path):
+    (tmp_path / 'mine.py').write_text("default_scope = 'mmnothing'")
+    with pytest.raises(ModuleNotFoundError, match=r"default_scope='mmnothing'.*pip install mmnothing"):
+        load_config(arguments(tmp_path / 'mine.py'))
+
+
+DATASET = dict(ann_file='a.json', data_prefix=dict(img='images', seg='labels'))
+
+
+@pytest.mark.parametrize('wrap', [lambda d: d, lambda d: dict(type='RepeatDataset', times=2, dataset=d)])
+def test_missing_data_names_key_path_and_remedy(tmp_path, wrap):
+    cfg = Config(dict(train_dataloader=dict(dataset=wrap(dict(DATASET, data_root=str(tmp_path)))),
+                      data_hint='make data'))  # fmt: skip
+    steps = ('ann_file', 'a.json'), ('data_prefix.img', 'images'), ('data_prefix.seg', 'labels')
+    for key, name in steps:
+        with pytest.raises(FileNotFoundError, match=rf'train_dataloader\..*{key}.*/{name} .*Make it with: make data'):
+            check_data(cfg, ['train_dataloader', 'val_dataloader'])
+        (tmp_path / name).mkdir()
+    check_data(cfg, ['train_dataloader', 'val_dataloader'])
+
+
+def test_data_in_other_places_is_left_to_mmengine():
+    remote = [dict(DATASET, data_root='s3://bucket/'), dict(DATASET, backend_args=dict(backend='petrel'))]
+    cfg = Config(dict(val_dataloader=dict(dataset=dict(type='ConcatDataset', datasets=remote))))
+    check_data(cfg, ['val_dataloader'])
+    cfg.val_dataloader.dataset.datasets.append(dict(DATASET, data_root='/nowhere'))
+    with pytest.raises(FileNotFoundError, match=r'val_dataloader.dataset.datasets\[2\].data_root: /nowhere'):
+        check_data(cfg, ['val_dataloader'])
+
+
+def test_resume(tmp_path):
+    file = tmp_path / 'iter_3.pth'
+    torch.save(dict(a=torch.zeros(100)), file)
+    cfg = Config(dict(work_dir=str(tmp_path)))
+    set_resume(cfg, None)
+    assert not cfg.get('resume')
+    set_resume(cfg, 'auto')  # there is no last checkpoint: mmengine starts from the beginning
+    assert cfg.resume and cfg.load_from is None
+    set_resume(cfg, str(file))
+    assert cfg.load_from == str(file)
+    file.write_bytes(file.read_bytes()[:-50])
+    with pytest.raises(ValueError, match=r'--resume=.*iter_3.pth'):
+        set_resume(cfg, str(file))
+    (tmp_path / 'last_checkpoint').write_text(str(file))
+    with pytest.raises(ValueError, match=r'--resume=.*iter_3.pth'):
+        set_resume(cfg, 'auto')
+
+
+def test_plain_errors_end_the_program_in_one_line(monkeypatch):
+    monkeypatch.setattr('sys.argv', ['tools/train.py'])
+    with pytest.raises(SystemExit, match=r'^train.py: error: a.py is not there$'), plain_errors():
+        raise FileNotFoundError('a.py is not there')
+    with pytest.raises(ZeroDivisionError), plain_errors():  # our own mistakes keep their traceback
+        1 / 0  # noqa: B018

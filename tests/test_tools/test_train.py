@@ -1,0 +1,114 @@
+"""Training as a user starts it: killed and resumed, in two processes, and with what is wrong in the command line."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from .conftest import CONFIGS, ROOT, few_iterations
+
+CONFIG = CONFIGS / 'fcn_cropr-vit_sample.py'
+NO_CHANCE = ['train_dataloader.dataset.pipeline.2.prob=0.0']
+
+
+def command(*arguments):
+    return [sys.executable, '-W', 'ignore', str(ROOT / 'tools' / 'train.py'), *map(str, arguments)]
+
+
+def environment():
+    return dict(os.environ, OMP_NUM_THREADS='1', PYTHON=sys.executable)
+
+
+def weights(file):
+    return torch.load(file, map_location='cpu')['state_dict']
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_ends_where_an_uninterrupted_run_ends(data_folder):
+    pytest.importorskip('mmseg')
+    options = few_iterations(24, extra=[*NO_CHANCE, 'default_hooks.checkpoint.interval=6'])
+
+    def start(folder, *more):
+        with open(f'{folder}.log', 'a') as log:
+            return subprocess.Popen(command(CONFIG, '--no-validate', '--work-dir', folder, *more, *options),
+                                    env=environment(), stdout=log, stderr=log)  # fmt: skip
+
+    whole = start('whole')
+    run = start('killed')
+    last = data_folder / 'killed' / 'last_checkpoint'
+    while not last.exists() and run.poll() is None:
+        time.sleep(0.01)
+    run.send_signal(signal.SIGKILL)
+    assert run.wait() == -signal.SIGKILL, 'the run was over before it could be killed'
+    assert not (data_folder / 'killed' / 'iter_24.pth').exists()
+    assert start('killed', '--resume').wait() == 0, (data_folder / 'killed.log').read_text()
+    assert whole.wait() == 0
+    assert 'resumed epoch: 0, iter: ' in (data_folder / 'killed.log').read_text()
+
+    first, second = (torch.load(data_folder / name / 'iter_24.pth') for name in ('whole', 'killed'))
+    assert any(key.startswith('backbone.pruners.5.aux_head') for key in first['state_dict'])
+    for part in ('state_dict', 'optimizer'):
+        assert_equal(first[part], second[part], part)
+    assert first['param_schedulers'] == second['param_schedulers']
+    logged = [c['message_hub']['log_scalars']['train/cropr.loss_aux'].data[0].tolist() for c in (first, second)]
+    assert logged[0] == logged[1]
+
+
+def assert_equal(a, b, where):
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_equal(a[key], b[key], f'{where}.{key}')
+    else:
+        assert a == b, where
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_steps_of_one(data_folder):
+    pytest.importorskip('mmseg')
+    # Plain gradient descent: Adam would blow rounding up where a gradient is zero but for rounding.
+    plain = [*NO_CHANCE, 'optim_wrapper.optimizer.type=SGD', 'optim_wrapper.optimizer.lr=0.5']
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = str(free.getsockname()[1])
+    runs = [
+        subprocess.Popen(command(CONFIG, '--no-validate', '--work-dir', 'one', *few_iterations(8, 4, plain)),
+                         env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True),
+        subprocess.Popen([str(ROOT / 'tools' / 'dist_train.sh'), str(CONFIG), '2', '--no-validate', '--work-dir', 'two',
+                          *few_iterations(8, 2, plain)], env=dict(environment(), PORT=port),
+                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True),
+    ]  # fmt: skip
+    for run in runs:
+        output = run.communicate(timeout=400)[0]
+        assert run.returncode == 0, output[-3000:]
+    one, two = (weights(data_folder / name / 'iter_8.pth') for name in ('one', 'two'))
+    assert one.keys() == two.keys()
+    moved = 0.0
+    for key in one:
+        torch.testing.assert_close(one[key], two[key], rtol=1e-4, atol=1e-5, msg=lambda m, k=key: f'{k}: {m}')
+        moved = max(moved, one[key].abs().max().item())
+    assert moved > 0
+
+
+def test_what_is_wrong_is_said_in_one_line(run_tool, tmp_path, monkeypatch):
+    pytest.importorskip('mmseg')
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=r"^train.py: error: config 'configs/nothing.py': no such file"):
+        run_tool('train', 'configs/nothing.py')
+    with pytest.raises(SystemExit, match=r'train_dataloader.dataset.data_root: .*/data/sample does not exist. '
+                                         r'Make it with: python tools/make_sample_data.py data/sample'):  # fmt: skip
+        run_tool('train', CONFIG)
+    with pytest.raises(SystemExit, match=r"--resume='gone.pth': no such file"):
+        run_tool('train', CONFIG, '--resume', 'gone.pth')
+    (tmp_path / 'cut.pth').write_bytes(b'PK\x03\x04 and no more')
+    with pytest.raises(SystemExit, match=r"--resume='cut.pth' is not a complete checkpoint"):
+        run_tool('train', CONFIG, '--resume', 'cut.pth')
+    with pytest.raises(SystemExit, match=r"checkpoint='gone.pth': no such file"):
+        run_tool('test', CONFIG, 'gone.pth')
