@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from mmengine.logging import MMLogger
 from mmengine.runner import CheckpointLoader
 from torch import Tensor
 
-from ..models.layers import resize_position_embedding
+from .resize import resize_patch_embedding, resize_position_embedding
 
 if TYPE_CHECKING:
     from ..models.vit import CroprViT
@@ -126,4 +125,4 @@ def _resize_position(pos_embed: Tensor, model: CroprViT, path: str) -> Tensor:
 
 
 def _resize_patch(weight: Tensor, model: CroprViT, path: str) -> Tensor:
-    return F.interpolate(weight.float(), (model.patch_size,) * 2, mode='bicubic', antialias=True).to(weight.dtype)
+    return resize_patch_embedding(weight, model.patch_size)

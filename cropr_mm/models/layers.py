@@ -32,19 +32,6 @@ class PatchEmbed(nn.Module):
         return x.flatten(2).transpose(1, 2), (x.shape[2], x.shape[3])
 
 
-def resize_position_embedding(pos_embed: Tensor, old: tuple[int, int], new: tuple[int, int], prefix: int) -> Tensor:
-    """Resize an absolute position embedding (1, prefix + N, D) from one grid to another.
-
-    Bicubic with antialiasing, as timm does; the prefix tokens' embeddings stay as they are.
-    """
-    if old == new:
-        return pos_embed
-    head, grid = pos_embed[:, :prefix], pos_embed[:, prefix:]
-    grid = grid.float().unflatten(1, old).permute(0, 3, 1, 2)
-    grid = F.interpolate(grid, size=new, mode='bicubic', antialias=True, align_corners=False)
-    return torch.cat([head, grid.flatten(2).transpose(1, 2).to(head.dtype)], dim=1)
-
-
 def rotary_table(grid: tuple[int, int], head_dim: int, reference: int, prefix: int, device: torch.device) -> Tensor:
     """Angles of the axial rotary embedding for each token (EVA-02, arXiv 2303.11331, section 2).
 

@@ -10,10 +10,10 @@ from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..checkpoint import load_vit_weights
+from ..checkpoint import load_vit_weights, resize_position_embedding
 from ..tokens import SparseFeature
 from .archs import resolve_arch
-from .layers import Block, PatchEmbed, init_vit_weights, resize_position_embedding, rotary_table
+from .layers import Block, PatchEmbed, init_vit_weights, rotary_table
 from .pruning import BasePruner, Schedule
 from .pruning.selection import Tokens, concat, restore, split
 
@@ -247,7 +247,9 @@ class CroprViT(BaseModule):
     # --- auxiliary losses -------------------------------------------------------------------------------------
 
     def _start_auxiliary(self) -> None:
-        if self.training and not self.aux_is_read and any(self._aux):
+        if not self.training:
+            return  # an evaluation in between must not hide that a step's predictions went unused
+        if not self.aux_is_read and any(self._aux):
             raise RuntimeError(
                 'CroprViT: the auxiliary predictions of the last training step were not used, so the pruners learn '
                 "nothing. Add custom_hooks=[dict(type='CroprHook')] to the config, or add "

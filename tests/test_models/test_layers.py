@@ -9,6 +9,7 @@ from helpers import liven
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cropr_mm.checkpoint import resize_position_embedding
 from cropr_mm.models.archs import resolve_arch
 from cropr_mm.models.layers import (
     Attention,
@@ -16,7 +17,6 @@ from cropr_mm.models.layers import (
     PatchEmbed,
     SwiGLU,
     apply_rotary,
-    resize_position_embedding,
     rotary_table,
 )
 
