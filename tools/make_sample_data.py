@@ -1,4 +1,5 @@
 """Write the sample data set: ``python tools/make_sample_data.py data/sample``."""
+
 from __future__ import annotations
 
 import argparse

@@ -5,6 +5,7 @@ at chance in telling shapes for as long as anybody would wait, and then no choic
 32 x 32 pixels with one object each it learns them: the class token names the object, each patch token the classes
 of its pixels. The crops come from a stream of random numbers of their own, so no crop is part of a scene.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -53,8 +54,11 @@ class Crops(Dataset):
             image, labels = np.rot90(image, turns), np.rot90(labels, turns)
             if mirror:
                 image, labels = image[:, ::-1], labels[:, ::-1]
-        return dict(images=torch.from_numpy(image.transpose(2, 0, 1).copy()),
-                    labels=torch.from_numpy(labels.copy()), category=category)
+        return dict(
+            images=torch.from_numpy(image.transpose(2, 0, 1).copy()),
+            labels=torch.from_numpy(labels.copy()),
+            category=category,
+        )
 
 
 class CropModel(BaseModel):
@@ -76,21 +80,25 @@ class CropModel(BaseModel):
         slack = self.side - self.window + 1
         row, column = torch.randint(slack, (2,)).tolist() if mode == 'loss' else (slack // 2, slack // 2)
         feature = torch.func.functional_call(
-            self.vit, {'pos_embed': self._positions(row, column)}, ((images.float() - MEAN) / STD,))[0]
+            self.vit, {'pos_embed': self._positions(row, column)}, ((images.float() - MEAN) / STD,)
+        )[0]
         assert feature.prefix is not None
         named, patches = self.object_head(feature.prefix[:, 0]), self.patch_head(feature.tokens)
         shares = F.one_hot(labels.long(), len(CLASSES)).float().unfold(1, PATCH, PATCH).unfold(2, PATCH, PATCH)
         shares = shares.mean((-2, -1)).flatten(1, 2)
         if mode == 'loss':
-            return dict(loss_object=F.cross_entropy(named, category),
-                        loss_patch=F.cross_entropy(patches.flatten(0, 1), shares.flatten(0, 1)))
+            return dict(
+                loss_object=F.cross_entropy(named, category),
+                loss_patch=F.cross_entropy(patches.flatten(0, 1), shares.flatten(0, 1)),
+            )
         right = patches.argmax(-1) == shares.argmax(-1)
-        return [dict(object=float(o), patch=float(p))
-                for o, p in zip(named.argmax(-1) == category, right.float().mean(-1))]
+        return [
+            dict(object=float(o), patch=float(p)) for o, p in zip(named.argmax(-1) == category, right.float().mean(-1))
+        ]
 
     def _positions(self, row: int, column: int) -> Tensor:
         window = self.vit.pos_embed[:, 1:].unflatten(1, (self.side, self.side))
-        window = window[:, row:row + self.window, column:column + self.window].flatten(1, 2)
+        window = window[:, row : row + self.window, column : column + self.window].flatten(1, 2)
         return torch.cat([self.vit.pos_embed[:, :1], window], dim=1)
 
 
@@ -115,49 +123,70 @@ def _sine_embedding(side: int, dim: int) -> Tensor:
 
 def _loader(dataset: Dataset, batch: int, shuffle: bool) -> dict[str, Any]:
     sampler = dict(type='InfiniteSampler' if shuffle else 'DefaultSampler', shuffle=shuffle)
-    return dict(dataset=dataset, batch_size=batch, num_workers=0, sampler=sampler,
-                collate_fn=dict(type='default_collate'))
+    return dict(
+        dataset=dataset, batch_size=batch, num_workers=0, sampler=sampler, collate_fn=dict(type='default_collate')
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description='Pre-train the small ViT of the sample configs.')
-    parser.add_argument('--out', type=Path, default=Path(SAMPLE_CHECKPOINT),
-                        help='checkpoint to write (default: %(default)s)')
+    parser.add_argument(
+        '--out', type=Path, default=Path(SAMPLE_CHECKPOINT), help='checkpoint to write (default: %(default)s)'
+    )
     parser.add_argument('--work-dir', default='work_dirs/pretrain_sample', help='logs (default: %(default)s)')
     parser.add_argument('--iters', type=int, default=3000)
     parser.add_argument('--batch', type=int, default=128)
     parser.add_argument('--lr', type=float, default=1.5e-3)
-    parser.add_argument('--crops', type=int, default=32000, help='crops to learn from; 2000 more test it')
+    parser.add_argument('--crops', type=int, default=32000, help='crops to learn from; some more test it')
     parser.add_argument('--seed', type=int, default=0)
     args = parser.parse_args()
     if args.out.suffix != '.safetensors':
         parser.error(f'--out={args.out}; a name that ends in .safetensors is expected')
+    for key, least in (('iters', 2), ('batch', 1), ('crops', 1), ('seed', 0)):
+        if getattr(args, key) < least:
+            parser.error(f'--{key}={getattr(args, key)}; at least {least} is expected')
 
     warm_up = max(1, args.iters // 12)
     runner = Runner(
-        model=CropModel(), work_dir=args.work_dir, experiment_name='pretrain_sample', default_scope='mmengine',
-        randomness=dict(seed=args.seed), log_processor=dict(by_epoch=False),
+        model=CropModel(),
+        work_dir=args.work_dir,
+        experiment_name='pretrain_sample',
+        default_scope='mmengine',
+        randomness=dict(seed=args.seed),
+        log_processor=dict(by_epoch=False),
         train_cfg=dict(by_epoch=False, max_iters=args.iters, val_interval=500),
         train_dataloader=_loader(Crops(args.seed, 0, args.crops, True), args.batch, True),
-        val_dataloader=_loader(Crops(args.seed, args.crops, 2000, False), 500, False),
-        val_cfg=dict(), val_evaluator=Evaluator(CropAccuracy()),
+        val_dataloader=_loader(Crops(args.seed, args.crops, min(2000, args.crops), False), 500, False),
+        val_cfg=dict(),
+        val_evaluator=Evaluator(CropAccuracy()),
         optim_wrapper=dict(
-            optimizer=dict(type='AdamW', lr=args.lr, weight_decay=0.05), clip_grad=dict(max_norm=1.0),
-            paramwise_cfg=dict(norm_decay_mult=0, bias_decay_mult=0, flat_decay_mult=0,
-                               custom_keys=dict(pos_embed=dict(decay_mult=0), cls_token=dict(decay_mult=0)))),
+            optimizer=dict(type='AdamW', lr=args.lr, weight_decay=0.05),
+            clip_grad=dict(max_norm=1.0),
+            paramwise_cfg=dict(
+                norm_decay_mult=0,
+                bias_decay_mult=0,
+                flat_decay_mult=0,
+                custom_keys=dict(pos_embed=dict(decay_mult=0), cls_token=dict(decay_mult=0)),
+            ),
+        ),
         param_scheduler=[
             dict(type='LinearLR', start_factor=0.02, by_epoch=False, end=warm_up),
-            dict(type='CosineAnnealingLR', by_epoch=False, begin=warm_up, end=args.iters, T_max=args.iters - warm_up)],
-        default_hooks=dict(logger=dict(type='LoggerHook', interval=100), checkpoint=dict(
-            type='CheckpointHook', by_epoch=False, interval=500, max_keep_ckpts=1)))
+            dict(type='CosineAnnealingLR', by_epoch=False, begin=warm_up, end=args.iters, T_max=args.iters - warm_up),
+        ],
+        default_hooks=dict(
+            logger=dict(type='LoggerHook', interval=100),
+            checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=500, max_keep_ckpts=1),
+        ),
+    )
     model = runner.train()
     save(model.vit, args.out)
-    print(f'{args.out}: {args.out.stat().st_size / 2 ** 20:.1f} MiB')
+    print(f'{args.out}: {args.out.stat().st_size / 2**20:.1f} MiB')
 
 
 def save(vit: nn.Module, path: Path) -> None:
     """Write the weights in half precision, in one step: a run cut short leaves the old file."""
     from safetensors.torch import save_file
+
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix('.partial')
     save_file({key: value.half().contiguous() for key, value in vit.state_dict().items()}, partial)

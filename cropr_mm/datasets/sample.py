@@ -7,6 +7,7 @@
     OUT/annotations/instances_{training,validation}.json  boxes and masks of what is visible, ``THINGS`` from 1
     OUT/sample_data.json                                 what was asked for
 """
+
 from __future__ import annotations
 
 import json
@@ -27,8 +28,9 @@ MANIFEST = 'sample_data.json'
 _FORMAT = 1
 
 
-def write_sample_data(out: str | Path, train: int = 4000, val: int = 400, seed: int = 0, size: int = 96,
-                      progress: bool = True) -> Path:
+def write_sample_data(
+    out: str | Path, train: int = 4000, val: int = 400, seed: int = 0, size: int = 96, progress: bool = True
+) -> Path:
     """Write the sample data set, or return at once where it stands already.
 
     It is drawn into a folder beside ``out`` that takes its name in one step at the end, so ``out`` never
@@ -50,7 +52,7 @@ def write_sample_data(out: str | Path, train: int = 4000, val: int = 400, seed: 
     """
     out = Path(out)
     asked = dict(format=_FORMAT, train=train, val=val, seed=seed, size=size)
-    for key, least, most in (('train', 1, 100_000), ('val', 1, 100_000), ('seed', 0, 2 ** 63), ('size', 32, 4096)):
+    for key, least, most in (('train', 1, 100_000), ('val', 1, 100_000), ('seed', 0, 2**63), ('size', 32, 4096)):
         value = asked[key]
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
             raise ValueError(f'{key}={value!r} must be a whole number from {least} to {most}')
@@ -91,7 +93,8 @@ def _is_complete(out: Path, asked: dict[str, int]) -> bool:
         found = {key: found[key] for key in asked}
     except (OSError, ValueError, KeyError, TypeError):
         raise FileExistsError(
-            f'{out} exists and is no sample data set (no readable {MANIFEST} in it); name another folder') from None
+            f'{out} exists and is no sample data set (no readable {MANIFEST} in it); name another folder'
+        ) from None
     if found != asked:
         differs = ', '.join(f'{key}={found[key]} (asked: {asked[key]})' for key in asked if found[key] != asked[key])
         raise ValueError(f'{out} holds a sample data set with {differs}; delete it or name another folder')
@@ -100,6 +103,7 @@ def _is_complete(out: Path, asked: dict[str, int]) -> bool:
 
 def _write_split(root: Path, split: str, count: int, seed: int, size: int, bar: ProgressBar | None) -> None:
     from PIL import Image
+
     image_dir, label_dir = root / 'images' / split, root / 'annotations' / split
     image_dir.mkdir(parents=True)
     label_dir.mkdir(parents=True)
@@ -125,6 +129,13 @@ def _instances(scene: Scene) -> list[dict[str, Any]]:
     for mask, category in zip(scene.masks, scene.categories):
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
         box = [columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1]
-        found.append(dict(category_id=category + 1, iscrowd=0, area=int(mask.sum()),
-                          bbox=[int(value) for value in box], segmentation=encode_rle(mask)))
+        found.append(
+            dict(
+                category_id=category + 1,
+                iscrowd=0,
+                area=int(mask.sum()),
+                bbox=[int(value) for value in box],
+                segmentation=encode_rle(mask),
+            )
+        )
     return found

@@ -4,6 +4,7 @@ Every image is a pure function of (seed, stream, index). An object's colour narr
 which one patch shows; its freely rotated shape decides between the two, which takes all of its patches. So
 tokens on objects gain from more blocks, tokens on stuff do not, and it matters which ones a pruned ViT keeps.
 """
+
 from __future__ import annotations
 
 import math
@@ -36,6 +37,7 @@ class Scene:
         masks (np.ndarray): (N, S, S) bool, the visible part of each object.
         categories (tuple[int, ...]): N indices into ``THINGS``.
     """
+
     image: np.ndarray
     labels: np.ndarray
     masks: np.ndarray
@@ -65,8 +67,9 @@ def draw_scene(seed: int, index: int, stream: str = 'training', size: int = 96) 
         for _ in range(10):  # look for a place that leaves enough of the earlier objects visible
             coverage = _place(rng, category, rng.uniform(0.4 * side, size - 0.4 * side, 2), side, size)
             mask = coverage >= 0.5
-            if mask.sum() >= 0.7 * side ** 2 and all(
-                    (m & ~mask).sum() >= VISIBLE * whole for m, whole in zip(masks, wholes)):
+            if mask.sum() >= 0.7 * side**2 and all(
+                (m & ~mask).sum() >= VISIBLE * whole for m, whole in zip(masks, wholes)
+            ):
                 break
         else:
             continue
@@ -136,6 +139,7 @@ def _paint(rng: np.random.Generator, canvas: np.ndarray, coverage: np.ndarray, c
 def _clutter(rng: np.random.Generator, canvas: np.ndarray, scale: float, count: int) -> None:
     """Strokes in the objects' colours: too small to be one, labelled as what lies beneath."""
     from PIL import Image, ImageDraw
+
     size = len(canvas)
     cover, paint = Image.new('L', (size, size)), Image.new('RGB', (size, size))
     names = list(COLOURS)

@@ -1,4 +1,5 @@
 """What sample scenes are painted with: smooth noise, stuff textures, and rotated shapes as coverage maps."""
+
 from __future__ import annotations
 
 import math
@@ -33,9 +34,24 @@ SHAPES = {
     'square': _ring(4),
     'hexagon': _ring(6),
     'star': _ring(5, inner=0.45),
-    'cross': _unit_area(np.array([
-        (_ARM, -1), (_ARM, -_ARM), (1, -_ARM), (1, _ARM), (_ARM, _ARM), (_ARM, 1),
-        (-_ARM, 1), (-_ARM, _ARM), (-1, _ARM), (-1, -_ARM), (-_ARM, -_ARM), (-_ARM, -1)])),
+    'cross': _unit_area(
+        np.array(
+            [
+                (_ARM, -1),
+                (_ARM, -_ARM),
+                (1, -_ARM),
+                (1, _ARM),
+                (_ARM, _ARM),
+                (_ARM, 1),
+                (-_ARM, 1),
+                (-_ARM, _ARM),
+                (-1, _ARM),
+                (-1, -_ARM),
+                (-_ARM, -_ARM),
+                (-_ARM, -1),
+            ]
+        )
+    ),
 }
 """Corners (V, 2) of each shape around its centre. All have an area of 1, so that size says nothing about the class."""
 
@@ -51,13 +67,15 @@ def shape_coverage(name: str, centre: np.ndarray, side: float, angle: float, siz
         size (int): Side of the image in pixels.
     """
     from PIL import Image, ImageDraw
+
     turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
     corners = SHAPES[name] @ turn * side + centre
     left, top = (max(0, int(corner) - 1) for corner in corners.min(axis=0))
     right, bottom = (min(size, int(corner) + 2) for corner in corners.max(axis=0))
     fine = Image.new('L', ((right - left) * _OVERSAMPLE, (bottom - top) * _OVERSAMPLE))
     ImageDraw.Draw(fine).polygon(
-        [(float(x - left) * _OVERSAMPLE, float(y - top) * _OVERSAMPLE) for x, y in corners], fill=255)
+        [(float(x - left) * _OVERSAMPLE, float(y - top) * _OVERSAMPLE) for x, y in corners], fill=255
+    )
     coverage = np.zeros((size, size), np.float32)
     coverage[top:bottom, left:right] = np.asarray(fine.reduce(_OVERSAMPLE), dtype=np.float32) / 255
     return coverage
@@ -66,6 +84,7 @@ def shape_coverage(name: str, centre: np.ndarray, side: float, angle: float, siz
 def smooth_noise(rng: np.random.Generator, size: int, wave: tuple[float, float]) -> np.ndarray:
     """Random field (size, size) float32, about -1 to 1, that varies over ``wave`` = (down, across) pixels."""
     from PIL import Image
+
     rows, columns = (max(2, round(size / length) + 1) for length in wave)
     coarse = rng.uniform(-1, 1, (rows, columns)).astype(np.float32)
     return np.asarray(Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC))

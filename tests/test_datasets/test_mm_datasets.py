@@ -1,4 +1,5 @@
 """Stock data sets, pipelines and metrics of mmsegmentation and mmdetection read what is written."""
+
 import numpy as np
 import pytest
 
@@ -12,8 +13,8 @@ def data(tmp_path_factory):
 
 def test_names_and_colours_match():
     assert len(CLASSES) == len(set(CLASSES)) == len(PALETTE) == len(set(PALETTE)) == 9
-    assert CLASSES[len(STUFF):] == THINGS == THING_METAINFO['classes']
-    assert THING_METAINFO['palette'] == PALETTE[len(STUFF):]
+    assert CLASSES[len(STUFF) :] == THINGS == THING_METAINFO['classes']
+    assert THING_METAINFO['palette'] == PALETTE[len(STUFF) :]
 
 
 @pytest.mark.parametrize('split, count', [('training', 12), ('validation', 8)])
@@ -22,10 +23,18 @@ def test_mmseg_reads_the_label_folder(data, split, count):
     datasets = pytest.importorskip('mmseg.datasets')
     pytest.importorskip('mmseg.utils').register_all_modules(init_default_scope=False)
     dataset = datasets.BaseSegDataset(
-        data_root=str(data), metainfo=METAINFO, reduce_zero_label=True, img_suffix='.jpg', seg_map_suffix='.png',
+        data_root=str(data),
+        metainfo=METAINFO,
+        reduce_zero_label=True,
+        img_suffix='.jpg',
+        seg_map_suffix='.png',
         data_prefix=dict(img_path=f'images/{split}', seg_map_path=f'annotations/{split}'),
-        pipeline=[dict(type='mmseg.LoadImageFromFile'), dict(type='mmseg.LoadAnnotations', reduce_zero_label=True),
-                  dict(type='mmseg.PackSegInputs')])
+        pipeline=[
+            dict(type='mmseg.LoadImageFromFile'),
+            dict(type='mmseg.LoadAnnotations', reduce_zero_label=True),
+            dict(type='mmseg.PackSegInputs'),
+        ],
+    )
     assert len(dataset) == count and dataset.metainfo['classes'] == CLASSES
     for index in (0, count - 1):
         scene, sample = draw_scene(0, index, split), dataset[index]
@@ -39,11 +48,17 @@ def coco_dataset(data, split):
     datasets = pytest.importorskip('mmdet.datasets')
     pytest.importorskip('mmdet.utils').register_all_modules(init_default_scope=False)
     return datasets.CocoDataset(
-        data_root=str(data), metainfo=THING_METAINFO, ann_file=f'annotations/instances_{split}.json',
-        data_prefix=dict(img=f'images/{split}/'), filter_cfg=dict(filter_empty_gt=True),
-        pipeline=[dict(type='mmdet.LoadImageFromFile'),
-                  dict(type='mmdet.LoadAnnotations', with_bbox=True, with_mask=True),
-                  dict(type='mmdet.PackDetInputs', meta_keys=('img_id', 'ori_shape'))])
+        data_root=str(data),
+        metainfo=THING_METAINFO,
+        ann_file=f'annotations/instances_{split}.json',
+        data_prefix=dict(img=f'images/{split}/'),
+        filter_cfg=dict(filter_empty_gt=True),
+        pipeline=[
+            dict(type='mmdet.LoadImageFromFile'),
+            dict(type='mmdet.LoadAnnotations', with_bbox=True, with_mask=True),
+            dict(type='mmdet.PackDetInputs', meta_keys=('img_id', 'ori_shape')),
+        ],
+    )
 
 
 def test_mmdet_reads_boxes_and_masks(data):
@@ -61,12 +76,17 @@ def test_mmdet_reads_boxes_and_masks(data):
 def test_the_truth_scores_full_marks_with_coco(data):
     dataset = coco_dataset(data, 'validation')
     from mmdet.evaluation import CocoMetric
+
     metric = CocoMetric(ann_file=str(data / 'annotations' / 'instances_validation.json'), metric=['bbox', 'segm'])
     metric.dataset_meta = dataset.metainfo
     for sample in (dataset[index]['data_samples'] for index in range(len(dataset))):
         truth = sample.gt_instances
-        found = dict(bboxes=truth.bboxes.tensor, labels=truth.labels, masks=truth.masks.to_tensor(bool, 'cpu'),
-                     scores=truth.bboxes.tensor.new_ones(len(truth)))
+        found = dict(
+            bboxes=truth.bboxes.tensor,
+            labels=truth.labels,
+            masks=truth.masks.to_tensor(bool, 'cpu'),
+            scores=truth.bboxes.tensor.new_ones(len(truth)),
+        )
         metric.process({}, [dict(sample.metainfo, pred_instances=found)])
     result = metric.evaluate(size=len(dataset))
     assert result['coco/bbox_mAP'] == result['coco/segm_mAP'] == 1.0

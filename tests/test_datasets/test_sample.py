@@ -28,9 +28,16 @@ def files(root):
     return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob('*')) if path.is_file()}
 
 
-@pytest.mark.parametrize('mask', [
-    np.zeros((3, 4), bool), np.ones((3, 4), bool), np.eye(4, dtype=bool), np.eye(4, dtype=bool)[::-1],
-    np.random.default_rng(0).random((7, 5)) < 0.5])
+@pytest.mark.parametrize(
+    'mask',
+    [
+        np.zeros((3, 4), bool),
+        np.ones((3, 4), bool),
+        np.eye(4, dtype=bool),
+        np.eye(4, dtype=bool)[::-1],
+        np.random.default_rng(0).random((7, 5)) < 0.5,
+    ],
+)
 def test_run_lengths_restore_the_mask(mask):
     assert sum(encode_rle(mask)['counts']) == mask.size
     np.testing.assert_array_equal(decode(encode_rle(mask)), mask)
@@ -71,7 +78,7 @@ def test_label_maps_and_coco_masks_agree(data, split):
             if annotation['image_id'] == image['id']:
                 mask = decode(annotation['segmentation'])
                 x, y, width, height = annotation['bbox']
-                assert mask.sum() == annotation['area'] == mask[y:y + height, x:x + width].sum()
+                assert mask.sum() == annotation['area'] == mask[y : y + height, x : x + width].sum()
                 assert mask[y].any() and mask[y + height - 1].any()
                 assert mask[:, x].any() and mask[:, x + width - 1].any()
                 assert not objects[mask].any(), 'masks overlap'
@@ -110,8 +117,10 @@ def test_a_file_in_place_of_the_folder(tmp_path):
         write_sample_data(tmp_path / 'taken', train=1, val=1)
 
 
-@pytest.mark.parametrize('key, value', [
-    ('train', 0), ('val', -1), ('train', 100_001), ('val', 2.0), ('train', True), ('seed', -1), ('size', 16)])
+@pytest.mark.parametrize(
+    'key, value',
+    [('train', 0), ('val', -1), ('train', 100_001), ('val', 2.0), ('train', True), ('seed', -1), ('size', 16)],
+)
 def test_a_number_out_of_range_is_named(tmp_path, key, value):
     with pytest.raises(ValueError, match=f'{key}={value}'):
         write_sample_data(tmp_path / 'out', **{'train': 1, 'val': 1, key: value})
@@ -123,6 +132,7 @@ def test_a_failure_half_way_leaves_nothing(tmp_path, monkeypatch):
         if index == 3:
             raise OSError('disk full')
         return draw_scene(seed, index, *args)
+
     monkeypatch.setattr(sample_module, 'draw_scene', draw)
     with pytest.raises(OSError, match='disk full'):
         write_sample_data(tmp_path / 'out', train=5, val=5, progress=False)
@@ -154,6 +164,7 @@ def test_a_second_writer_that_comes_late_accepts_the_first(tmp_path, monkeypatch
             monkeypatch.setattr(sample_module, '_write_split', write_split)
             write_sample_data(tmp_path / 'first', train=2, val=1, progress=False).rename(out)
         write_split(root, split, *args)
+
     monkeypatch.setattr(sample_module, '_write_split', overtaken)
     assert write_sample_data(out, train=2, val=1, progress=False) == out
     assert [path.name for path in tmp_path.iterdir()] == ['out']

@@ -1,4 +1,5 @@
 """The checkpoint that ships with the package: loads as any published one, and has learnt what it is there for."""
+
 import numpy as np
 import torch
 from safetensors.torch import load_file

@@ -20,8 +20,12 @@ def test_same_numbers_same_bytes_in_any_order():
 
 
 def test_seeds_streams_and_indices_all_differ():
-    digests = {digest(draw_scene(seed, index, stream))
-               for seed in (0, 1) for index in range(5) for stream in ('training', 'validation')}
+    digests = {
+        digest(draw_scene(seed, index, stream))
+        for seed in (0, 1)
+        for index in range(5)
+        for stream in ('training', 'validation')
+    }
     assert len(digests) == 20
 
 
@@ -52,7 +56,8 @@ def test_some_objects_hide_others():
 
 def test_a_larger_scene_has_as_much_object_in_it():
     def share(size):
-        return np.mean([draw_scene(2, index, size=size).masks.sum() / size ** 2 for index in range(40)])
+        return np.mean([draw_scene(2, index, size=size).masks.sum() / size**2 for index in range(40)])
+
     assert share(192) == pytest.approx(share(96), rel=0.15)
 
 
@@ -78,12 +83,15 @@ def test_crops_show_the_class_they_name():
     assert seen == set(range(len(THINGS)))
 
 
-@pytest.mark.parametrize('call, text', [
-    (lambda: draw_scene(-1, 0), 'seed=-1'),
-    (lambda: draw_scene(0, -2), 'index=-2'),
-    (lambda: draw_scene(0, 0, 'test'), "stream='test'"),
-    (lambda: draw_scene(0, 0, size=31), 'size=31'),
-])
+@pytest.mark.parametrize(
+    'call, text',
+    [
+        (lambda: draw_scene(-1, 0), 'seed=-1'),
+        (lambda: draw_scene(0, -2), 'index=-2'),
+        (lambda: draw_scene(0, 0, 'test'), "stream='test'"),
+        (lambda: draw_scene(0, 0, size=31), 'size=31'),
+    ],
+)
 def test_bad_arguments_are_named(call, text):
     with pytest.raises(ValueError, match=text):
         call()
