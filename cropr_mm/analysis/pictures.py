@@ -202,7 +202,9 @@ def _draw_instances(axis: Any, labels: dict[str, Any], extent: tuple[int, ...], 
     for i, (box, label) in enumerate(zip(labels['boxes'], labels['labels'])):
         colour = palette[label % len(palette)]
         if labels['masks'] is not None:
-            mask = np.asarray(labels['masks'][i], dtype=bool)
-            axis.imshow(np.where(mask[..., None], (*colour, 0.6), 0), extent=extent, interpolation='nearest')
+            overlay = np.empty((*labels['masks'][i].shape, 4))
+            overlay[...] = (*colour, 0)
+            overlay[..., 3] = 0.6 * labels['masks'][i]
+            axis.imshow(overlay, extent=extent, interpolation='nearest')
         x0, y0, x1, y1 = box
         axis.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=1.5))
