@@ -25,3 +25,10 @@ model = dict(
     test_cfg=dict(rpn=dict(nms_pre=200, max_per_img=50), rcnn=dict(max_per_img=20)),
 )
 default_hooks = dict(visualization=dict(type='DetVisualizationHook'))
+max_iters = 400
+train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
+    dict(type='CosineAnnealingLR', by_epoch=False, begin=50, end=max_iters),
+]
+optim_wrapper = dict(paramwise_cfg=dict(custom_keys=dict(neck=dict(lr_mult=5), head=dict(lr_mult=5))))

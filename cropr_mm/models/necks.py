@@ -43,7 +43,7 @@ class TokenReinsertion(BaseModule):
             nn.init.trunc_normal_(self.mask_token, std=0.02)
 
     def forward(self, features: Sequence[SparseFeature]) -> tuple[Tensor, ...]:
-        """SparseFeatures → maps (B, C, H, W), one per level."""
+        """SparseFeatures → maps (B, C, H, W), contiguous in memory, one per level."""
         levels = features if isinstance(features, (list, tuple)) else [features]
         wrong = next((f for f in levels if not isinstance(f, SparseFeature)), None if levels is features else features)
         if wrong is not None:
@@ -52,7 +52,12 @@ class TokenReinsertion(BaseModule):
                 'and stands directly behind it (neck=[dict(type="TokenReinsertion"), …])'
             )
         fill = self.mask_token if self.fill == 'mask_token' else self.fill
-        return tuple(feature.to_dense(fill) for feature in features)
+        return tuple(_plain(feature.to_dense(fill)) for feature in features)
+
+
+def _plain(x: Tensor) -> Tensor:
+    """Channels in front in memory too: mmcv's compiled operators (RoIAlign) read maps without regard to strides."""
+    return x.contiguous()
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -124,14 +129,14 @@ class SimpleFeaturePyramid(BaseModule):
         )
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Maps, of which the last one (B, C, H, W) is read → one map per stride, fine to coarse."""
+        """Maps, of which the last one (B, C, H, W) is read → contiguous maps, one per stride, fine to coarse."""
         if not isinstance(maps, (list, tuple)) or not maps or not isinstance(maps[-1], Tensor):
             found = type(maps[-1] if isinstance(maps, (list, tuple)) and maps else maps).__name__
             raise TypeError(
                 f'SimpleFeaturePyramid got a {found}; it expects a tuple of maps (B, C, H, W), as TokenReinsertion in '
                 'front of it gives (neck=[dict(type="TokenReinsertion"), dict(type="SimpleFeaturePyramid", …)])'
             )
-        pyramid = [level(maps[-1]) for level in self.levels]
+        pyramid = [_plain(level(maps[-1])) for level in self.levels]
         for _ in range(self.num_pooled):
             pyramid.append(F.max_pool2d(pyramid[-1], 1, 2))
         return tuple(pyramid)

@@ -110,3 +110,22 @@ def test_a_list_of_necks_builds_a_sequence():
         ]
     )
     assert [tuple(m.shape) for m in neck((half_full(),))] == [(1, 3, 4, 4), (1, 3, 2, 2)]
+
+
+def test_maps_are_contiguous_because_compiled_operators_ignore_strides():
+    complete = SparseFeature(torch.randn(1, 16, 8), None, (4, 4))
+    maps = TokenReinsertion()((complete,))
+    pyramid = SimpleFeaturePyramid(8, 4, 16, (4, 8, 16, 32, 64))(maps)
+    assert all(level.is_contiguous() for level in (*maps, *pyramid))
+
+
+def test_roi_align_reads_the_pyramid_as_it_is():
+    ops = pytest.importorskip('mmcv.ops')
+    (level,) = SimpleFeaturePyramid(8, 4, 16, (16,))((torch.randn(2, 8, 6, 6),))
+    rois = torch.tensor([[0.0, 16, 16, 64, 64], [1.0, 0, 32, 48, 96]])
+    pooled = ops.RoIAlign(1, 1 / 16, sampling_ratio=1, aligned=True)(level, rois)
+    # The centre of a box, sampled once, by torch's own bilinear sampling.
+    centres = torch.tensor([[40.0, 40.0], [24.0, 64.0]]) / 16 - 0.5
+    grid = (2 * centres + 1) / 6 - 1
+    expected = F.grid_sample(level, grid[:, None, None], align_corners=False)
+    torch.testing.assert_close(pooled, expected, rtol=1e-4, atol=1e-4)

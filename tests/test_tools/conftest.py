@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from mmengine.utils import ManagerMixin
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / 'configs' / 'sample'
@@ -26,11 +27,19 @@ def data_folder(sample_data, tmp_path, monkeypatch):
     return tmp_path
 
 
+def forget(manager):
+    """Drop what mmengine keeps for the length of a process: a new process would not have it."""
+    for kind in manager.__subclasses__():
+        kind._instance_dict.clear()
+        forget(kind)
+
+
 @pytest.fixture
 def run_tool(monkeypatch):
     """``run_tool('train', ...)`` is ``python tools/train.py ...`` without starting an interpreter."""
 
     def run(tool, *arguments):
+        forget(ManagerMixin)
         file = ROOT / 'tools' / f'{tool}.py'
         monkeypatch.setattr(sys, 'argv', [str(file), *map(str, arguments)])
         return runpy.run_path(str(file), run_name='__main__')
