@@ -17,7 +17,9 @@ test_pipeline = [
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]
-dataset = dict(data_root=data_root, metainfo=dict(classes=sample.THINGS, palette=sample.THING_METAINFO['palette']))
+dataset = dict(
+    data_root=data_root, metainfo=dict(classes=sample.THINGS, palette=list(sample.THING_METAINFO['palette']))
+)
 training = dict(ann_file='annotations/instances_training.json', data_prefix=dict(img='images/training/'))
 validation = dict(ann_file='annotations/instances_validation.json', data_prefix=dict(img='images/validation/'))
 train_dataloader = dict(

@@ -19,7 +19,7 @@ test_pipeline = [
 dataset = dict(
     type='BaseSegDataset',
     data_root='data/sample',
-    metainfo=dict(classes=sample.CLASSES, palette=sample.PALETTE),
+    metainfo=dict(classes=sample.CLASSES, palette=list(sample.PALETTE)),
     reduce_zero_label=True,
 )
 train_dataloader = dict(batch_size=16, num_workers=1, dataset=dict(**dataset, pipeline=train_pipeline))

@@ -103,7 +103,7 @@ import importlib.abc, runpy, sys
 class Block(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
         if name.split('.')[0] == {blocked!r}:
-            raise ImportError(name + ' is blocked')
+            raise ModuleNotFoundError(name + ' is blocked', name=name)
 
 sys.meta_path.insert(0, Block())
 sys.argv = {argv!r}
