@@ -8,6 +8,7 @@ tools/dist_test.sh CONFIG CHECKPOINT 8
 from __future__ import annotations
 
 import argparse
+import os
 
 from mmengine.config import Config, ConfigDict
 
@@ -52,7 +53,7 @@ def paint_predictions(cfg: Config, folder: str) -> None:
         )
     hook.draw = True
     if hook.type.startswith('Det'):
-        hook.test_out_dir = folder
+        hook.test_out_dir = os.path.abspath(folder)  # a relative one mmdet puts under the work dir, once per batch
     else:
         hook.interval = 1
         cfg.visualizer.save_dir = folder
