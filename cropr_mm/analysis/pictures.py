@@ -69,9 +69,9 @@ def _labels(sample: Any, kind: str, shape: tuple[int, ...]) -> dict[str, Any] | 
         label = getattr(sample, f'{kind}_sem_seg').data.reshape(1, 1, *getattr(sample, f'{kind}_sem_seg').shape[-2:])
         resized = torch.nn.functional.interpolate(label.float(), shape[:2], mode='nearest')
         return dict(sem_seg=resized[0, 0].numpy().astype(int))
-    if f'{kind}_instances' not in sample:
+    instances = sample.get(f'{kind}_instances')
+    if instances is None or 'bboxes' not in instances:  # an image without labels
         return None
-    instances = getattr(sample, f'{kind}_instances')
     if 'scores' in instances:
         instances = instances[instances.scores >= SCORE]
     boxes = instances.bboxes
