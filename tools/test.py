@@ -12,6 +12,7 @@ import os
 
 from mmengine.config import Config, ConfigDict
 
+from cropr_mm.engine.damaged_data import name_damaged_files
 from cropr_mm.engine.launch import add_run_arguments, build_runner, check_data, load_config, plain_errors
 from cropr_mm.engine.safe_load import check_checkpoint
 
@@ -85,7 +86,8 @@ def main() -> None:
             augment(cfg)
         check_data(cfg, ['test_dataloader'])
         runner = build_runner(cfg)
-    runner.test()
+    with name_damaged_files(runner):
+        runner.test()
 
 
 if __name__ == '__main__':

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 
+from cropr_mm.engine.damaged_data import name_damaged_files
 from cropr_mm.engine.launch import (
     add_run_arguments,
     build_runner,
@@ -56,7 +57,8 @@ def main() -> None:
         set_resume(cfg, args.resume)
         check_data(cfg, ['train_dataloader', 'val_dataloader'])
         runner = build_runner(cfg)
-    runner.train()
+    with name_damaged_files(runner):
+        runner.train()
 
 
 if __name__ == '__main__':
