@@ -198,3 +198,25 @@ def test_a_full_disk_is_named(checks: ModuleType, tmp_path: Path) -> None:
     checks.check_disk(tmp_path / 'not' / 'yet', 0, 'VENV=x')
     with pytest.raises(checks.SetupError, match=r'VENV=x needs 1e\+09 GB, .* GB free'):
         checks.check_disk(tmp_path / 'not' / 'yet', 1e9, 'VENV=x')
+
+
+def test_a_compiled_wheel_goes_to_the_cache_and_is_compiled_once(
+    checks: ModuleType, venv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv('CROPR_MM_CACHE', str(tmp_path / 'cache'))
+    monkeypatch.syspath_prepend(str(TOOLS))
+    setup_env = importlib.import_module('setup_env')
+    compiled = []
+
+    class Compiler(setup_env.Setup):
+        def compile_mmcv(self, build: Path, lock: int) -> None:
+            compiled.append(build)
+            (build / 'out').mkdir(parents=True)
+            (build / 'out' / 'mmcv-2.1.0-cp311-cp311-linux_x86_64.whl').write_bytes(b'wheel')
+
+    for _ in range(2):
+        wheel = Compiler(venv, '2.13.0', 'openmmlab').mmcv_wheel()
+        assert wheel is not None and wheel.read_bytes() == b'wheel'
+        assert wheel.parent == tmp_path / 'cache' / 'wheels' / compiled[0].name
+    assert len(compiled) == 1
+    assert not compiled[0].exists()
