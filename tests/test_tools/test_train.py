@@ -11,6 +11,8 @@ import time
 import pytest
 import torch
 
+import cropr_mm  # noqa: F401  (lets torch.load read mmengine's checkpoints)
+
 from .conftest import CONFIGS, ROOT, few_iterations
 
 CONFIG = CONFIGS / 'fcn_cropr-vit_sample.py'
