@@ -41,15 +41,10 @@ def tokens_per_block(backbone: CroprViT, height: int, width: int) -> list[int]:
         height, width: of the images, in pixels.
     """
     grid = backbone.grid_of(height, width)
-    total = grid[0] * grid[1] + backbone.num_prefix_tokens
+    prefix = backbone.num_prefix_tokens
     if backbone.schedule is None:
-        return [total] * backbone.depth
-    leaving = dict(zip(backbone.schedule.blocks, backbone.schedule.counts(grid, backbone.num_prefix_tokens)))
-    carried, tokens = [], total
-    for block in range(backbone.depth):
-        carried.append(total if backbone.fusion and block == backbone.depth - 1 else tokens)
-        tokens -= leaving.get(block, 0)
-    return carried
+        return [grid[0] * grid[1] + prefix] * backbone.depth
+    return backbone.schedule.tokens_per_block(backbone.depth, grid, prefix, backbone.fusion)
 
 
 def pruned_ratio(backbone: CroprViT, height: int, width: int) -> float:
