@@ -6,6 +6,7 @@ Importing the package registers everything in mmengine's root registries:
 
 from .engine import CroprHook, allow_mmengine_checkpoints
 from .models import (
+    AttentionPruner,
     BasePruner,
     CroprPruner,
     CroprViT,
@@ -15,6 +16,7 @@ from .models import (
     Schedule,
     SimpleFeaturePyramid,
     TokenReinsertion,
+    VariancePruner,
 )
 from .tokens import SparseFeature
 from .version import __version__
@@ -22,6 +24,7 @@ from .version import __version__
 allow_mmengine_checkpoints()
 
 __all__ = [
+    'AttentionPruner',
     'BasePruner',
     'CroprHook',
     'CroprPruner',
@@ -33,5 +36,6 @@ __all__ = [
     'SimpleFeaturePyramid',
     'SparseFeature',
     'TokenReinsertion',
+    'VariancePruner',
     '__version__',
 ]

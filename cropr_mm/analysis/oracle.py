@@ -65,7 +65,9 @@ class OraclePruner(BasePruner):
 
     share: Tensor | None = None
 
-    def score(self, patch_tokens: Tensor, index: Tensor, grid: tuple[int, int]) -> Tensor:
+    def score(
+        self, patch_tokens: Tensor, index: Tensor, grid: tuple[int, int], class_attention: Tensor | None = None
+    ) -> Tensor:
         if self.share is None or self.share.shape != (len(index), grid[0] * grid[1]):
             raise RuntimeError(
                 "OraclePruner has no labels for this batch; add custom_hooks=[dict(type='OracleHook', "

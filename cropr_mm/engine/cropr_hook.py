@@ -13,6 +13,8 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from ..models.vit import CroprViT
+from .curriculum import Curriculum
+from .retrofit import check_wrapper, evaluate_all_but_pruners, freeze_all_but_pruners
 
 
 @HOOKS.register_module()
@@ -23,33 +25,47 @@ class CroprHook(Hook):
     that DDP, AMP, gradient accumulation and EMA see one ordinary loss. ``cropr.loss_aux`` is the sum over all
     modules (weight 1, arXiv 2412.00965); ``cropr.aux.{i}`` is the value of each module, for the log alone.
 
-    The rate follows from the iteration number alone, so a resumed run continues exactly. It holds in training;
-    validation prunes at the full rate.
+    The rate follows from the position in the training alone, so a resumed run continues exactly. It holds in
+    training; validation prunes at the full rate.
 
     Args:
-        ramp: share of all training iterations, 0 to 1, over which the rate grows linearly from 0 to its final
-            value. 0 prunes at the full rate from the start.
+        ramp, begin, shape, by_epoch: see :class:`Curriculum`.
+        retrofit: freeze the whole model but the pruners, to make a finished dense model prunable (load it by
+            ``load_from``). What is frozen stays as it was to the bit, and in evaluation mode. Under DDP,
+            ``find_unused_parameters=True`` is needed.
 
     Raises:
-        ValueError: ``ramp`` out of range, or a model without a CroprViT.
+        ValueError: a setting out of range, a model without a CroprViT, or nothing to train in a retrofit.
     """
 
     priority = 'NORMAL'
 
-    def __init__(self, ramp: float = 0.5) -> None:
-        if isinstance(ramp, bool) or not isinstance(ramp, (int, float)) or not 0 <= ramp <= 1:
-            raise ValueError(f'CroprHook.ramp={ramp!r}; a share of the training between 0 and 1 is expected')
-        self.ramp = ramp
+    def __init__(
+        self,
+        ramp: float = 0.5,
+        begin: float = 0.0,
+        shape: str = 'linear',
+        by_epoch: bool = False,
+        retrofit: bool = False,
+    ) -> None:
+        self.curriculum = Curriculum(ramp, begin, shape, by_epoch)
+        self.retrofit = retrofit
         self._backbones: list[CroprViT] = []
         self._handle: RemovableHandle | None = None
 
     def before_train(self, runner: Runner) -> None:
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        self.curriculum.check(runner)
+        model = _unwrap(runner.model)
         self.attach(model)
+        if self.retrofit:
+            check_wrapper(runner.model)
+            freeze_all_but_pruners(model)
         self._set_progress(runner)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         self._set_progress(runner)
+        if self.retrofit:
+            evaluate_all_but_pruners(_unwrap(runner.model))
 
     def after_train(self, runner: Runner) -> None:
         self.detach()
@@ -78,8 +94,7 @@ class CroprHook(Hook):
         self._backbones = []
 
     def _set_progress(self, runner: Runner) -> None:
-        ramp_iters = self.ramp * runner.max_iters
-        progress = min(1.0, runner.iter / ramp_iters) if ramp_iters else 1.0
+        progress = self.curriculum.progress_of(runner)
         for backbone in self._backbones:
             backbone.pruning_progress = progress
 
@@ -93,3 +108,7 @@ class CroprHook(Hook):
             for key, value in backbone.aux_losses(call.arguments['data_samples']).items():
                 losses[f'cropr.{key}'] = losses.get(f'cropr.{key}', 0) + value
         return {**output, **losses}
+
+
+def _unwrap(model: nn.Module) -> nn.Module:
+    return model.module if is_model_wrapper(model) else model

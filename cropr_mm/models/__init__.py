@@ -1,8 +1,18 @@
 from .necks import SimpleFeaturePyramid, TokenReinsertion
-from .pruning import BasePruner, CroprPruner, MultiLabelAuxHead, PatchSegAuxHead, RandomPruner, Schedule
+from .pruning import (
+    AttentionPruner,
+    BasePruner,
+    CroprPruner,
+    MultiLabelAuxHead,
+    PatchSegAuxHead,
+    RandomPruner,
+    Schedule,
+    VariancePruner,
+)
 from .vit import CroprViT
 
 __all__ = [
+    'AttentionPruner',
     'BasePruner',
     'CroprPruner',
     'CroprViT',
@@ -12,4 +22,5 @@ __all__ = [
     'Schedule',
     'SimpleFeaturePyramid',
     'TokenReinsertion',
+    'VariancePruner',
 ]

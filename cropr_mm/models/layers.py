@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .archs import Arch
+
+AttentionWatcher = Callable[[Tensor, Tensor], None]
+"""Called with the queries and keys (B, heads, M, head_dim) of an attention, rotated, before the softmax."""
 
 
 class PatchEmbed(nn.Module):
@@ -101,13 +105,31 @@ class Attention(nn.Module):
             q, k, v = F.linear(x, self.qkv.weight, bias).unflatten(-1, (3, *heads)).unbind(2)
         return q, k, v
 
-    def forward(self, x: Tensor, rotary: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, rotary: Tensor | None = None, watch: AttentionWatcher | None = None) -> Tensor:
         """(B, M, D) → (B, M, D)."""
         q, k, v = self._qkv(x)
         if rotary is not None:
             q, k = apply_rotary(q, rotary), apply_rotary(k, rotary)
-        x = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        if watch is not None:
+            watch(q, k)
+        x = F.scaled_dot_product_attention(q, k, v)
         return self.proj(x.transpose(1, 2).flatten(2))
+
+
+def class_attention(q: Tensor, k: Tensor, prefix: int) -> Tensor:
+    """Attention weights that the class token, the first one, gives the patch tokens, mean over the heads.
+
+    Args:
+        q, k: (B, heads, M, head_dim).
+        prefix: P, tokens in front of the patch tokens.
+
+    Returns:
+        (B, M - P) float32. The softmax runs over all M tokens.
+    """
+    with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
+        logits = q[:, :, :1].float() @ k.float().transpose(-1, -2) / math.sqrt(q.shape[-1])
+        return logits.softmax(dim=-1)[:, :, 0, prefix:].mean(dim=1)
 
 
 class Mlp(nn.Module):
@@ -175,9 +197,9 @@ class Block(nn.Module):
             self.mlp = SwiGLU(dim, hidden, packed=arch.mlp == 'swiglu_packed', sub_norm=arch.sub_norm)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor, rotary: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, rotary: Tensor | None = None, watch: AttentionWatcher | None = None) -> Tensor:
         """(B, M, D) → (B, M, D)."""
-        x = x + self.drop_path(self.attn(self.norm1(x), rotary))
+        x = x + self.drop_path(self.attn(self.norm1(x), rotary, watch))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..checkpoint import load_vit_weights, resize_position_embedding
 from ..tokens import SparseFeature
 from .archs import resolve_arch
-from .layers import Block, PatchEmbed, init_vit_weights, rotary_table
+from .layers import Block, PatchEmbed, class_attention, init_vit_weights, rotary_table
 from .pruning import BasePruner, Schedule
+from .pruning.build import PrunerList, build_pruning
 from .pruning.selection import Tokens, concat, restore, split
 
 PruneListener = Callable[[int, int, Tensor, Tensor], None]
-_PRUNING_KEYS = ('pruner', 'rate', 'keep', 'blocks', 'round_to', 'fusion', 'deploy')
 
 
 @MODELS.register_module()
@@ -38,9 +39,14 @@ class CroprViT(BaseModule):
         drop_path_rate: stochastic depth of the last block, growing linearly from 0. With Last Layer Fusion the
             last block itself has none, as published.
         final_norm: whether the output of the last block is normalised.
+        with_cp: recompute each block in the backward pass instead of storing what is inside it: less memory,
+            more time.
+        frozen_stages: -1 trains everything, 0 freezes the embedding, k also the first k blocks; all of them: the
+            final norm too. Frozen parts stay in evaluation mode.
         pruning: None for the dense model, or a dict: ``pruner`` (config of a :class:`BasePruner`), the arguments
-            of :class:`Schedule` (``rate`` or ``keep``, ``blocks``, ``round_to``, ``fusion``), and ``deploy=True`` to
-            build scorers without auxiliary parts, for weights that :meth:`switch_to_deploy` has folded.
+            of :class:`Schedule` (``rate``, ``target_ratio`` or ``keep``, ``blocks``, ``round_to``, ``fusion``), and
+            ``deploy=True`` to build scorers without auxiliary parts. Weights that :meth:`switch_to_deploy` has
+            folded need it; those of training are folded as they are loaded.
         init_cfg: ``dict(type='Pretrained', checkpoint=path)`` loads published weights.
 
     Attributes:
@@ -62,6 +68,8 @@ class CroprViT(BaseModule):
         out_indices: int | Sequence[int] = -1,
         drop_path_rate: float = 0.0,
         final_norm: bool = True,
+        with_cp: bool = False,
+        frozen_stages: int = -1,
         pruning: dict[str, Any] | None = None,
         init_cfg: dict[str, Any] | list[dict[str, Any]] | None = None,
     ) -> None:
@@ -82,7 +90,12 @@ class CroprViT(BaseModule):
         self.patch_embed = PatchEmbed(self.patch_size, in_channels, dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if prefix else None
         self.pos_embed = nn.Parameter(torch.zeros(1, prefix + self.grid[0] * self.grid[1], dim))
-        self.schedule, self.fusion, self.pruners = self._build_pruning(pruning)
+        self.schedule: Schedule | None = None
+        self.pruners = PrunerList([], [])
+        if pruning is not None:
+            shape = dict(embed_dim=dim, grid=self.grid, patch_size=self.patch_size)
+            self.schedule, self.pruners = build_pruning(pruning, self.depth, self.arch.class_token, **shape)
+        self.fusion = self.schedule is not None and self.schedule.fusion is not None
         rates = torch.linspace(0, drop_path_rate, self.depth).tolist()
         if self.fusion:
             rates[-1] = 0.0
@@ -94,6 +107,10 @@ class CroprViT(BaseModule):
         if self.cls_token is not None:
             nn.init.trunc_normal_(self.cls_token, std=0.02)
 
+        if isinstance(frozen_stages, bool) or frozen_stages not in range(-1, self.depth + 1):
+            raise ValueError(f'frozen_stages={frozen_stages!r}; -1 to {self.depth} is expected')
+        self.with_cp, self.frozen_stages = with_cp, frozen_stages
+        self._freeze()
         self.pruning_progress = 1.0
         self.prune_listeners: list[PruneListener] = []
         self.aux_is_read = False  # set by CroprHook, which reads the auxiliary losses of every step
@@ -111,30 +128,21 @@ class CroprViT(BaseModule):
             )
         return resolved
 
-    def _build_pruning(self, pruning: dict[str, Any] | None) -> tuple[Schedule | None, bool, nn.ModuleList]:
-        if pruning is None:
-            return None, False, nn.ModuleList()
-        if not isinstance(pruning, Mapping) or 'pruner' not in pruning:
-            raise ValueError(f'pruning={pruning!r}; None or a dict with pruner and rate or keep is expected')
-        settings = dict(pruning)
-        unknown = sorted(set(settings) - set(_PRUNING_KEYS))
-        if unknown:
-            raise ValueError(f'pruning has unknown keys {", ".join(unknown)}; valid are {", ".join(_PRUNING_KEYS)}')
-        pruner = settings.pop('pruner')
-        if not isinstance(pruner, Mapping) or 'type' not in pruner:
-            raise ValueError(
-                f"pruning.pruner={pruner!r}; a config with a type is expected, such as dict(type='RandomPruner')"
-            )
-        pruner = dict(pruner)
-        if settings.pop('deploy', False):
-            pruner['deploy'] = True
-        schedule = Schedule(self.depth, self.grid, **settings)
-        shape = dict(embed_dim=self.embed_dims, grid=self.grid, patch_size=self.patch_size)
-        pruners = nn.ModuleList(MODELS.build({**shape, **pruner}) for _ in schedule.blocks)
-        for built in pruners:
-            if not isinstance(built, BasePruner):
-                raise TypeError(f'pruning.pruner.type={pruner.get("type")!r} is no BasePruner')
-        return schedule, settings.get('fusion', 'last_layer') is not None, pruners
+    def _freeze(self) -> None:
+        if self.frozen_stages < 0:
+            return
+        for parameter in self.parameters(recurse=False):  # class and register tokens, position embedding
+            parameter.requires_grad_(False)
+        parts = [self.patch_embed, *list(self.blocks)[: self.frozen_stages]]
+        if self.frozen_stages == self.depth:
+            parts.append(self.norm)
+        for part in parts:
+            part.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> CroprViT:
+        super().train(mode)
+        self._freeze()
+        return self
 
     def init_weights(self) -> None:
         """Load ``init_cfg``'s checkpoint, if any; otherwise the initial values of the constructor stay."""
@@ -169,19 +177,22 @@ class CroprViT(BaseModule):
         levels: list[SparseFeature] = []
         modules = self._leaving(grid)
         self._start_auxiliary()
-        for i, block in enumerate(self.blocks):
+        for i in range(self.depth):
             last = i == self.depth - 1
             if last and self.fusion and aside:
                 # Last Layer Fusion. Back in raster order first: the last block then needs no positions of its
                 # own per sample, and its output no further permutation.
                 tokens = Tokens(restore([tokens, *aside]), raster)
                 rotary, aside = angles, []
-            tokens = Tokens(block(tokens.x, rotary), tokens.position)
+            module, count = modules.get(i, (0, 0))
+            x, attention = self._run_block(
+                i, tokens.x, rotary, count > 0 and self._pruner(module).reads_class_attention
+            )
+            tokens = Tokens(x, tokens.position)
             if i in self.out_indices:
                 levels.append(self._level(tokens, aside, grid, last))
             if i in modules:
-                module, count = modules[i]
-                tokens, removed = self._prune(module, i, tokens, count, grid)
+                tokens, removed = self._prune(module, i, tokens, count, grid, attention)
                 if count:
                     aside.append(removed)
                     rotary = (
@@ -203,6 +214,22 @@ class CroprViT(BaseModule):
         head_dim = self.embed_dims // self.arch.num_heads
         return rotary_table(grid, head_dim, self.arch.rotary_ref, self.num_prefix_tokens, device)
 
+    def _run_block(
+        self, block: int, x: Tensor, rotary: Tensor | None, with_attention: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Output of a block and, if wanted, the attention that the class token gave each patch token in it."""
+        seen: list[Tensor] = []
+
+        def watch(q: Tensor, k: Tensor) -> None:
+            seen.append(class_attention(q, k, self.num_prefix_tokens))
+
+        inputs = (x, rotary, watch) if with_attention else (x, rotary)
+        if self.with_cp and self.training and torch.is_grad_enabled():
+            x = checkpoint(self.blocks[block], *inputs, use_reentrant=False)
+        else:
+            x = self.blocks[block](*inputs)
+        return x, seen[0] if seen else None
+
     def _leaving(self, grid: tuple[int, int]) -> dict[int, tuple[int, int]]:
         """Block → (module, tokens that leave)."""
         if self.schedule is None:
@@ -215,7 +242,7 @@ class CroprViT(BaseModule):
         return cast(BasePruner, self.pruners[module])
 
     def _prune(
-        self, module: int, block: int, tokens: Tokens, count: int, grid: tuple[int, int]
+        self, module: int, block: int, tokens: Tokens, count: int, grid: tuple[int, int], attention: Tensor | None
     ) -> tuple[Tokens, Tokens]:
         pruner, prefix = self._pruner(module), self.num_prefix_tokens
         if self.training and torch.is_grad_enabled():
@@ -223,7 +250,7 @@ class CroprViT(BaseModule):
             self._aux.append(None if logits is None else (logits, grid))
         patches = tokens.position[:, prefix:] - prefix
         if count:
-            scores = pruner.score(tokens.x[:, prefix:].detach(), patches, grid)
+            scores = pruner.score(tokens.x[:, prefix:].detach(), patches, grid, attention)
             kept, removed = split(tokens, scores, count, prefix)
         else:  # nobody leaves, so nobody moves either
             kept, removed = tokens, Tokens(tokens.x[:, :0], tokens.position[:, :0])

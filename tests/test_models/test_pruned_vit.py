@@ -23,11 +23,20 @@ PLANS = [
     dict(rate=0),
     dict(keep={1: 1.0}),
 ]
+SCORES = {
+    'CroprPruner': lambda pruner, x, shares: (x @ pruner.queries.T).sum(-1) * (-1 if pruner.reverse else 1),
+    'VariancePruner': lambda pruner, x, shares: x.var(-1),
+    'AttentionPruner': lambda pruner, x, shares: shares[:, :, 0].mean(1),
+}
+SELECTORS = [cropr(), cropr('PatchSegAuxHead', reverse=True), dict(type='VariancePruner'), dict(type='AttentionPruner')]
 grids = st.tuples(st.integers(1, 7), st.integers(1, 7))
 
 
 def masked_block(block, x, alive, rotary):
-    """A block over all tokens in raster order, of which only those alive are attended to and change."""
+    """A block over all tokens in raster order, of which only those alive are attended to and change.
+
+    Also returns the attention weights (B, heads, M, M).
+    """
     y = block.norm1(x)
     q, k, v = block.attn._qkv(y)
     if rotary is not None:
@@ -36,7 +45,7 @@ def masked_block(block, x, alive, rotary):
     shares = logits.masked_fill(~alive[:, None, None, :], -math.inf).softmax(-1)
     y = x + block.attn.proj(torch.einsum('bhqk,bkhd->bqhd', shares, v).flatten(2))
     y = y + block.mlp(block.norm2(y))
-    return torch.where(alive[..., None], y, x)
+    return torch.where(alive[..., None], y, x), shares
 
 
 def masked_forward(model, images, progress=1.0):
@@ -53,13 +62,13 @@ def masked_forward(model, images, progress=1.0):
     for i, block in enumerate(model.blocks):
         if i == last and model.fusion:
             alive = torch.ones_like(alive)
-        x = masked_block(block, x, alive, rotary)
+        x, shares = masked_block(block, x, alive, rotary)
         if i in model.out_indices:
             y = model.norm(x) if i == last else x
             levels.append((y[:, prefix:].transpose(1, 2).unflatten(2, grid), alive[:, prefix:].unflatten(1, grid)))
         if i in counts:
-            queries = model.pruners[len(kept)].queries
-            scores = (x[:, prefix:] @ queries.T).sum(-1).masked_fill(~alive[:, prefix:], -math.inf)
+            scores = SCORES[type(model.pruners[0]).__name__](model.pruners[len(kept)], x, shares)
+            scores = scores[:, prefix:].masked_fill(~alive[:, prefix:], -math.inf)
             stay = int(alive[0].sum()) - prefix - counts[i]
             alive = alive.clone()
             for b in range(len(x)):
@@ -76,7 +85,7 @@ def record(model):
     return seen
 
 
-@settings(max_examples=80)
+@settings(max_examples=120)
 @given(
     family=st.sampled_from(['vit', 'eva02']),
     grid=grids,
@@ -84,14 +93,15 @@ def record(model):
     plan=st.sampled_from(PLANS),
     fusion=st.sampled_from(['last_layer', None]),
     class_token=st.booleans(),
+    pruner=st.sampled_from(SELECTORS),
     fill=st.sampled_from(['exit', 'zero', 'mask_token']),
     listening=st.booleans(),
 )
-def test_pruned_forward_equals_masked_forward(family, grid, batch, plan, fusion, class_token, fill, listening):
+def test_pruned_forward_equals_masked_forward(family, grid, batch, plan, fusion, class_token, pruner, fill, listening):
     model = small_vit(
         family,
-        dict(pruner=cropr(), fusion=fusion, **plan),
-        arch=dict(class_token=class_token),
+        dict(pruner=pruner, fusion=fusion, **plan),
+        arch=dict(class_token=class_token or pruner['type'] == 'AttentionPruner'),
         out_indices=(0, 1, 3, 4),
     )
     model.double().eval()
@@ -164,7 +174,7 @@ class NastyPruner(BasePruner):
 
     values = torch.tensor([math.nan, math.inf, -math.inf, 0.0, -0.0, 1.0])
 
-    def score(self, patch_tokens, index, grid):
+    def score(self, patch_tokens, index, grid, class_attention=None):
         return self.values[torch.randint(len(self.values), index.shape)]
 
 

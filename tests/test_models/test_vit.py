@@ -146,7 +146,7 @@ def test_out_indices_count_from_both_ends(out_indices):
         (dict(patch_size=-4), r'patch_size=-4; a positive integer'),
         (dict(drop_path_rate=1.0), r'drop_path_rate=1.0; 0 or more and below 1'),
         (dict(arch=dict(family='vgg')), r"arch.family='vgg' is unknown; valid are"),
-        (dict(pruning='cropr'), r"pruning='cropr'; None or a dict with pruner and rate or keep"),
+        (dict(pruning='cropr'), r"pruning='cropr'; None or a dict with pruner and rate, target_ratio or keep"),
         (dict(pruning=dict(rate=6)), r"pruning={'rate': 6}; None or a dict with pruner"),
         (dict(pruning=dict(pruner='CroprPruner', rate=6)), r"pruning.pruner='CroprPruner'; a config with a type"),
         (dict(pruning=dict(pruner=cropr(), ratio=0.1)), r'pruning has unknown keys ratio; valid are pruner, rate'),

@@ -1,8 +1,11 @@
 from .aux_heads import BaseAuxHead, MultiLabelAuxHead, PatchSegAuxHead
-from .pruners import BasePruner, CroprPruner, RandomPruner
+from .base import BasePruner
+from .baselines import AttentionPruner, RandomPruner, VariancePruner
+from .cropr import CroprPruner
 from .schedule import Schedule
 
 __all__ = [
+    'AttentionPruner',
     'BaseAuxHead',
     'BasePruner',
     'CroprPruner',
@@ -10,4 +13,5 @@ __all__ = [
     'PatchSegAuxHead',
     'RandomPruner',
     'Schedule',
+    'VariancePruner',
 ]

@@ -20,15 +20,19 @@ class Schedule:
         grid: (H, W), the patch grid at the training size.
         rate: constant rate. An int is the number of tokens that leave at each module on ``grid``, in proportion
             on any other; a float is the share of all patch tokens that leaves at each module, between 0 and 1.
-        keep: instead of ``rate``: ``{block: ratio}``, the share of all patch tokens that goes on behind that
+        target_ratio: instead of ``rate``: the share of all patch tokens that has left behind the last module,
+            between 0 and 1, in equal parts at each (the paper's token pruning ratio, TPR).
+        keep: instead of both: ``{block: ratio}``, the share of all patch tokens that goes on behind that
             block, between 0 and 1 and falling (one-shot: one entry; stepwise: several).
-        blocks: with ``rate``: the blocks that have a module behind them; all possible ones by default.
+        blocks: with ``rate`` or ``target_ratio``: the blocks that have a module behind them; all possible
+            ones by default.
         round_to: what goes on, prefix included, is the multiple of this nearest to the plan (matrix kernels
             run slower on odd sizes). 1 switches rounding off.
         fusion: ``'last_layer'`` or None.
 
     Attributes:
         blocks: the block in front of each module, ascending.
+        rate: the constant rate, also where ``target_ratio`` asked for it (then a share); None with ``keep``.
 
     Raises:
         ValueError: a setting that leaves no patch token, or out of range; the message names the key.
@@ -40,6 +44,7 @@ class Schedule:
         grid: tuple[int, int],
         *,
         rate: float | None = None,
+        target_ratio: float | None = None,
         keep: Mapping[int, float] | None = None,
         blocks: Sequence[int] | None = None,
         round_to: int = 8,
@@ -49,13 +54,16 @@ class Schedule:
             raise ValueError(f"pruning.fusion={fusion!r} is unknown; valid are 'last_layer' and None")
         if not isinstance(round_to, int) or round_to < 1:
             raise ValueError(f'pruning.round_to={round_to!r}; a positive integer is expected')
-        if (rate is None) == (keep is None):
-            raise ValueError(f'pruning.rate={rate!r} and pruning.keep={keep!r}; exactly one of them is expected')
+        plans = dict(rate=rate, target_ratio=target_ratio, keep=keep)
+        if sum(plan is not None for plan in plans.values()) != 1:
+            listed = ', '.join(f'pruning.{key}={plan!r}' for key, plan in plans.items())
+            raise ValueError(f'{listed}; exactly one of them is expected')
         last = depth - (3 if fusion else 2)
         if last < 0:
             raise ValueError(f'pruning needs at least {depth - last} blocks with fusion={fusion!r}; arch has {depth}')
         self.num_patches: int = grid[0] * grid[1]
         self.round_to: int = int(round_to)
+        self.fusion: str | None = fusion
         self.rate: float | None = rate
         self.keep: tuple[float, ...] = ()
         self.blocks: tuple[int, ...] = ()
@@ -63,6 +71,8 @@ class Schedule:
             self.blocks, self.keep = self._check_keep(keep, blocks, last)
         else:
             self.blocks = self._check_blocks(range(last + 1) if blocks is None else blocks, last)
+            if target_ratio is not None:
+                self.rate = self._solve_rate(target_ratio)
             self._check_rate()
 
     def _check_blocks(self, blocks: Sequence[int], last: int, key: str = 'blocks') -> tuple[int, ...]:
@@ -75,7 +85,9 @@ class Schedule:
         self, keep: Mapping[int, float], blocks: Sequence[int] | None, last: int
     ) -> tuple[tuple[int, ...], tuple[float, ...]]:
         if blocks is not None:
-            raise ValueError(f'pruning.blocks={list(blocks)} goes with pruning.rate; pruning.keep names its own blocks')
+            raise ValueError(
+                f'pruning.blocks={list(blocks)} goes with pruning.rate or target_ratio; pruning.keep has its own'
+            )
         # Config files written as JSON or YAML give the block numbers as strings.
         plan = {int(b) if isinstance(b, str) and b.isdigit() else b: ratio for b, ratio in keep.items()}
         order = self._check_blocks(list(plan), last, 'keep')
@@ -92,6 +104,15 @@ class Schedule:
                 f'{self.num_patches} tokens behind block {order[-1]}; at least one must stay'
             )
         return order, ratios
+
+    def _solve_rate(self, target: float) -> float:
+        most = (self.num_patches - 1) / self.num_patches
+        if isinstance(target, bool) or not isinstance(target, (int, float)) or not 0 <= target <= most:
+            raise ValueError(
+                f'pruning.target_ratio={target!r}; a share from 0 to {math.floor(most * 1e4) / 1e4} is expected: '
+                f'one of the {self.num_patches} tokens must stay'
+            )
+        return float(target) / len(self.blocks)
 
     def _check_rate(self) -> None:
         rate = self.rate

@@ -18,6 +18,7 @@ grids = st.tuples(sides, sides)
 plans = st.one_of(
     st.fixed_dictionaries(dict(rate=st.integers(0, 60))),
     st.fixed_dictionaries(dict(rate=st.floats(0, 0.2))),
+    st.fixed_dictionaries(dict(target_ratio=st.floats(0, 0.99))),
     st.fixed_dictionaries(dict(keep=st.dictionaries(st.integers(0, 9), st.floats(0.01, 1), min_size=1).map(falling))),
 )
 
@@ -28,7 +29,7 @@ def schedules(draw):
     try:
         return Schedule(12, draw(grids), **draw(plans), **settings)
     except ValueError as error:  # a rate that its grid is too small for
-        assert 'leaves' in str(error)
+        assert 'leaves' in str(error) or 'stays' in str(error)
         assume(False)
 
 
@@ -45,6 +46,22 @@ def test_the_published_example():
     after = tokens_after(schedule, (32, 32), 1)
     assert after == list(range(984, 143, -40))
     assert schedule.blocks == tuple(range(22))
+
+
+def test_the_published_ratio_gives_the_published_rate():
+    """86 % of 1024 tokens in 22 modules is R = 40."""
+    assert tokens_after(Schedule(24, (32, 32), target_ratio=0.86), (32, 32), 1) == list(range(984, 143, -40))
+
+
+@given(grids, grids, st.floats(0, 0.95), st.sampled_from([1, 8]), st.sampled_from([None, [3], [1, 4, 8]]))
+def test_the_target_ratio_is_reached(trained, grid, target, round_to, blocks):
+    try:
+        schedule = Schedule(12, trained, target_ratio=target, round_to=round_to, blocks=blocks)
+    except ValueError as error:
+        assert 'leaves' in str(error) or 'stays' in str(error)
+        assume(False)
+    left, patches = tokens_after(schedule, grid, 0)[-1], grid[0] * grid[1]
+    assert abs(left - (1 - target) * patches) <= max(round_to / 2, 1) + 1e-6 or left == 1
 
 
 def test_without_rounding_the_rate_is_exact():
@@ -148,8 +165,12 @@ def test_the_limit_in_the_message_fits(grid, rate, fusion):
         (dict(rate=float('nan')), r'pruning.rate=nan; a share'),
         (dict(rate=True), r'pruning.rate=True; an integer'),
         (dict(rate='20'), r"pruning.rate='20'; an integer"),
-        (dict(), r'pruning.rate=None and pruning.keep=None; exactly one'),
-        (dict(rate=5, keep={2: 0.5}), r'pruning.rate=5 and pruning.keep={2: 0.5}; exactly one'),
+        (dict(), r'pruning.rate=None, pruning.target_ratio=None, pruning.keep=None; exactly one'),
+        (dict(rate=5, keep={2: 0.5}), r'pruning.rate=5, pruning.target_ratio=None, pruning.keep={2: 0.5}; exactly one'),
+        (dict(target_ratio=1.0), r'pruning.target_ratio=1.0; a share from 0 to 0.9948 is expected'),
+        (dict(target_ratio=-0.1), r'pruning.target_ratio=-0.1; a share'),
+        (dict(target_ratio='0.8'), r"pruning.target_ratio='0.8'; a share"),
+        (dict(target_ratio=True), r'pruning.target_ratio=True; a share'),
         (dict(rate=5, fusion='concat'), r"pruning.fusion='concat' is unknown; valid are 'last_layer' and None"),
         (dict(rate=5, round_to=0), r'pruning.round_to=0; a positive integer'),
         (dict(rate=5, blocks=[10]), r'pruning.blocks=\[10\]; different blocks from 0 to 9'),
@@ -162,7 +183,7 @@ def test_the_limit_in_the_message_fits(grid, rate, fusion):
         (dict(keep={2: '0.5'}), r"pruning.keep={2: '0.5'}; ratios above 0"),
         (dict(keep={2: 0.3, 4: 0.5}), r'pruning.keep={2: 0.3, 4: 0.5}; .*falling'),
         (dict(keep={2: 0.001}), r'pruning.keep={2: 0.001} leaves 0.20 of 196 tokens behind block 2; at least one'),
-        (dict(keep={2: 0.5}, blocks=[2]), r'pruning.blocks=\[2\] goes with pruning.rate'),
+        (dict(keep={2: 0.5}, blocks=[2]), r'pruning.blocks=\[2\] goes with pruning.rate or target_ratio'),
     ],
 )
 def test_errors_name_key_value_and_what_is_valid(settings, words):

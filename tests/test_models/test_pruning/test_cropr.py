@@ -4,11 +4,9 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 from helpers import cropr, det_sample, liven, seg_sample, small_vit
-from mmengine.registry import MODELS
 
-from cropr_mm import CroprPruner, RandomPruner
+from cropr_mm import CroprPruner
 from cropr_mm.models.pruning.selection import Tokens, split
 
 GRID, DIM, PREFIX, CLASSES = (3, 4), 8, 1, 3
@@ -189,7 +187,7 @@ def test_nothing_is_predicted_in_evaluation_or_without_gradients():
     assert model.aux_losses([]) == {}
 
 
-# --- precision, deployment, random ----------------------------------------------------------------------------
+# --- precision, deployment ----------------------------------------------------------------------------------
 
 
 def test_scores_stay_float32_under_autocast():
@@ -236,28 +234,3 @@ def test_a_folded_model_trains_without_auxiliary_losses():
     for _ in range(2):
         model(torch.randn(1, 3, 24, 24))[0].tokens.sum().backward()
     assert model.aux_losses([det_sample([0])]) == {}
-
-
-def test_random_selection_needs_no_parameters_and_no_hook():
-    model = small_vit(pruning=dict(pruner=dict(type='RandomPruner'), rate=8, deploy=True)).train()
-    for _ in range(2):
-        model(torch.randn(1, 3, 24, 24))[0].tokens.sum().backward()
-    assert not list(model.pruners.parameters()) and model.aux_losses([]) == {}
-
-
-def test_random_scores_follow_torchs_seed_and_differ_per_sample():
-    pruner = MODELS.build(dict(type='RandomPruner', embed_dim=DIM, grid=GRID, patch_size=4))
-    assert isinstance(pruner, RandomPruner)
-    x = torch.zeros(2, 12, DIM)
-    torch.manual_seed(1)
-    first = pruner.score(x, index_of(x), GRID)
-    torch.manual_seed(1)
-    assert torch.equal(first, pruner.score(x, index_of(x), GRID)) and not torch.equal(first[0], first[1])
-
-
-def test_random_selection_takes_every_token_equally_often():
-    pruner = RandomPruner(DIM, GRID, 4)
-    x = torch.zeros(4000, 12, DIM)
-    best = pruner.score(x, index_of(x), GRID).topk(6).indices
-    share = F.one_hot(best, 12).sum(dim=(0, 1)) / 4000
-    assert (share - 0.5).abs().max() < 0.04  # 5 standard deviations

@@ -1,0 +1,46 @@
+"""Making a finished dense model prunable: only the pruners train."""
+
+from __future__ import annotations
+
+from mmengine.model import is_model_wrapper
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..models.vit import CroprViT
+
+
+def check_wrapper(model: nn.Module) -> None:
+    """Raise ValueError where a distributed wrapper cannot train a part of the parameters."""
+    if not is_model_wrapper(model):
+        return
+    if not isinstance(model, DistributedDataParallel):
+        raise ValueError(f'CroprHook.retrofit=True with {type(model).__name__}; one process or DDP is expected')
+    if not model.find_unused_parameters:
+        raise ValueError(
+            'CroprHook.retrofit=True trains a part of the parameters; set find_unused_parameters=True in the config'
+        )
+
+
+def freeze_all_but_pruners(model: nn.Module) -> None:
+    """No gradient for any parameter but those of the pruners.
+
+    Raises:
+        ValueError: there is nothing to train.
+    """
+    model.requires_grad_(False)
+    pruners = [m.pruners for m in model.modules() if isinstance(m, CroprViT)]
+    for pruner in pruners:
+        pruner.requires_grad_(True)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError(
+            'CroprHook.retrofit=True, but no pruner has parameters; set pruning.pruner.type to CroprPruner'
+        )
+
+
+def evaluate_all_but_pruners(model: nn.Module) -> None:
+    """Everything in evaluation mode (no drop path, norm statistics as they are), but what makes the pruners train."""
+    model.eval()
+    model.training = True
+    for backbone in (m for m in model.modules() if isinstance(m, CroprViT)):
+        backbone.training = True
+        backbone.pruners.train()
