@@ -3,7 +3,8 @@
     python tools/compare.py seg --seeds 0 1 2
     python tools/compare.py det --seeds 0 1 2 --methods dense random
 
-Runs that are complete are not repeated, so an interrupted comparison goes on where it stopped.
+A method is a config in configs/sample, or such a config with a few options (VARIANTS). Runs that are complete are not
+repeated, so an interrupted comparison goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import os
 import statistics
 import subprocess
 import sys
+import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +25,24 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = {'seg': 'fcn_{}-vit_sample.py', 'det': 'mask-rcnn_{}-vit_sample.py'}
-METHODS = {'seg': ('dense', 'oracle', 'cropr', 'cropr-patch', 'random'), 'det': ('dense', 'oracle', 'cropr', 'random')}
+SELECTORS = ('dense', 'oracle', 'cropr', 'random', 'variance', 'attention', 'nonsalient')
+BLOCKS = 'model.backbone.pruning.blocks=[0,1,2,3,4,5]'  # where Last Layer Fusion has its modules
+# name → the config behind it and what is changed in it
+VARIANTS = {
+    'cropr-no-curriculum': ('cropr', ('custom_hooks.0.ramp=0',)),
+    'cropr-exit': ('cropr', ('model.backbone.pruning.fusion=None', BLOCKS)),
+    'cropr-zero': ('cropr', ('model.backbone.pruning.fusion=None', BLOCKS, '{neck}.fill=zero')),
+    'cropr-mask-token': (
+        'cropr',
+        ('model.backbone.pruning.fusion=None', BLOCKS, '{neck}.fill=mask_token', '{neck}.embed_dim=128'),
+    ),
+}
+METHODS = {
+    'seg': (*SELECTORS, 'cropr-patch', *VARIANTS, 'cropr-retrofit'),
+    'det': (*SELECTORS, *VARIANTS, 'cropr-retrofit'),
+}
+NECKS = {'seg': 'model.neck', 'det': 'model.neck.0'}  # where TokenReinsertion stands
+AFTER = {'cropr-retrofit': 'dense'}  # starts from the checkpoint of that method with the same seed
 # name in mmengine's log, name in the table, factor to percent
 METRICS = {
     'seg': (('mIoU', 'mIoU', 1.0),),
@@ -43,18 +63,31 @@ def parse_args() -> argparse.Namespace:
     args.work_dir = args.work_dir or Path('work_dirs') / f'compare-{args.task}'
     for method in args.methods:
         if not config_of(args.task, method).is_file():
-            parser.error(f'--methods {method}: there is no {config_of(args.task, method)}')
+            known = ', '.join(METHODS[args.task])
+            parser.error(f'--methods {method}: there is no {config_of(args.task, method)}; known are {known}')
     if args.jobs < 1:
         parser.error(f'--jobs {args.jobs}: at least 1 is expected')
     return args
 
 
+LOCKS: dict[tuple[str, int], threading.Lock] = defaultdict(threading.Lock)
+
+
 def config_of(task: str, method: str) -> Path:
-    return ROOT / 'configs' / 'sample' / CONFIGS[task].format(method)
+    return ROOT / 'configs' / 'sample' / CONFIGS[task].format(VARIANTS.get(method, (method,))[0])
+
+
+def checkpoint_of(folder: Path) -> str:
+    return (folder / 'last_checkpoint').read_text().strip()
 
 
 def train_and_test(args: argparse.Namespace, method: str, seed: int) -> dict[str, Any]:
     """Train one config with one seed, unless that is done; returns its result."""
+    with LOCKS[method, seed]:  # whoever needs a run that another thread is at waits for it
+        return _train_and_test(args, method, seed)
+
+
+def _train_and_test(args: argparse.Namespace, method: str, seed: int) -> dict[str, Any]:
     folder = args.work_dir / f'{method}-{seed}'
     result_file = folder / 'result.json'
     if result_file.is_file():
@@ -62,7 +95,11 @@ def train_and_test(args: argparse.Namespace, method: str, seed: int) -> dict[str
     folder.mkdir(parents=True, exist_ok=True)
     env = dict(os.environ, OMP_NUM_THREADS=str(max(1, (os.cpu_count() or 1) // args.jobs)))
     config, log = str(config_of(args.task, method)), folder / 'output.log'
-    options = [f'randomness.seed={seed}', *args.cfg_options]
+    changes = [change.format(neck=NECKS[args.task]) for change in VARIANTS.get(method, ('', ()))[1]]
+    options = [f'randomness.seed={seed}', *changes, *args.cfg_options]
+    if method in AFTER:
+        train_and_test(args, AFTER[method], seed)
+        options.append(f'load_from={checkpoint_of(args.work_dir / f"{AFTER[method]}-{seed}")}')
 
     def call(tool: str, *arguments: str) -> None:
         command = [sys.executable, str(ROOT / 'tools' / tool), *arguments, '--cfg-options', *options]
@@ -73,7 +110,7 @@ def train_and_test(args: argparse.Namespace, method: str, seed: int) -> dict[str
 
     start = time.monotonic()
     call('train.py', config, '--work-dir', str(folder.resolve()), '--resume')
-    checkpoint = (folder / 'last_checkpoint').read_text().strip()
+    checkpoint = checkpoint_of(folder)
     routing = folder / 'routing.json'
     if method != 'dense':
         call('analyze_routing.py', config, checkpoint, '--json', str(routing.resolve()))

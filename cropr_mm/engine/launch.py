@@ -152,15 +152,19 @@ def _dataset_paths(dataset: Any) -> Iterator[tuple[str, str]]:
 
 
 def set_resume(cfg: Config, resume: str | None) -> None:
-    """Resume from a checkpoint, or with ``'auto'`` from the last one in the work dir, if there is one.
+    """Resume from a checkpoint, or with ``'auto'`` from the last one in the work dir.
+
+    Where there is none yet, the config's own ``load_from`` stands: a run that fine-tunes starts from it.
 
     Raises:
         FileNotFoundError: The checkpoint is not there.
         ValueError: It is cut off.
     """
     if resume is not None:
-        cfg.resume = True
-        cfg.load_from = None if resume == 'auto' else resume
+        begun = resume != 'auto' or find_latest_checkpoint(cfg.work_dir) is not None
+        cfg.resume = begun or not cfg.get('load_from')
+        if begun:
+            cfg.load_from = None if resume == 'auto' else resume
     checkpoint = cfg.get('load_from')
     if cfg.get('resume') and not checkpoint:
         checkpoint = find_latest_checkpoint(cfg.work_dir)
