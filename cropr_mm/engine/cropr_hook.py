@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, cast
 
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
@@ -60,6 +60,11 @@ class CroprHook(Hook):
         if self.retrofit:
             check_wrapper(runner.model)
             freeze_all_but_pruners(model)
+            if not (runner._load_from or runner._resume):
+                runner.logger.warning(
+                    'CroprHook.retrofit=True without load_from: the pruners learn on a model that has only its '
+                    'initial weights, and the rest of it never changes'
+                )
         self._set_progress(runner)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
@@ -111,4 +116,4 @@ class CroprHook(Hook):
 
 
 def _unwrap(model: nn.Module) -> nn.Module:
-    return model.module if is_model_wrapper(model) else model
+    return cast(nn.Module, model.module) if is_model_wrapper(model) else model

@@ -116,6 +116,45 @@ def test_final_norm_can_be_left_out():
     torch.testing.assert_close(normed.norm(plain(images)[0].tokens), normed(images)[0].tokens)
 
 
+@pytest.mark.parametrize('pruner', [cropr(), dict(type='AttentionPruner')], ids=['cropr', 'attention'])
+def test_recomputing_blocks_changes_no_gradient(pruner):
+    """With drop path, whose noise must be the same both times."""
+    settings = dict(pruning=dict(pruner=pruner, rate=8), drop_path_rate=0.5)
+    stored, recomputed = small_vit(**settings), small_vit(with_cp=True, **settings)
+    recomputed.load_state_dict(stored.state_dict())
+    images, gradients = torch.randn(4, 3, 24, 24), []
+    for model in (stored, recomputed):
+        torch.manual_seed(0)
+        model.train()(images)[0].to_dense().square().sum().backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert set(gradients[0]) == set(gradients[1])
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_recomputing_stores_less():
+    def stored(model):
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: (sizes.append(t.numel()), t)[1], lambda t: t):
+            model.train()(torch.randn(4, 3, 24, 24))
+        return sum(sizes)
+
+    assert stored(small_vit(with_cp=True)) < 0.5 * stored(small_vit())
+
+
+@pytest.mark.parametrize('frozen_stages', [-1, 0, 2, 5])
+def test_frozen_stages_get_no_gradient_and_no_drop_path(frozen_stages):
+    pruning = dict(pruner=cropr(), rate=8)
+    model = small_vit(frozen_stages=frozen_stages, drop_path_rate=0.5, pruning=pruning).eval().train()
+    model(torch.randn(1, 3, 24, 24))[0].tokens.sum()
+    frozen = {name.rsplit('.', 1)[0] for name, p in model.named_parameters() if not p.requires_grad}
+    embedding = {'cls_token', 'pos_embed', 'patch_embed.proj'} if frozen_stages >= 0 else set()
+    blocks = {n.rsplit('.', 1)[0] for n, _ in model.named_parameters() if n.startswith('blocks.')}
+    blocks = {n for n in blocks if int(n.split('.')[1]) < frozen_stages}
+    assert frozen == embedding | blocks | ({'norm'} if frozen_stages == 5 else set())
+    assert [block.training for block in model.blocks] == [i >= frozen_stages for i in range(5)]
+    assert model.pruners.training and all(p.requires_grad for p in model.pruners.parameters())
+
+
 @pytest.mark.parametrize('pruning, last', [(None, 0.2), (dict(pruner=cropr(), rate=6), 0.0)])
 def test_drop_path_grows_and_spares_the_fusing_block(pruning, last):
     rates = [block.drop_path.rate for block in small_vit(pruning=pruning, drop_path_rate=0.2).blocks]
@@ -144,6 +183,9 @@ def test_out_indices_count_from_both_ends(out_indices):
         (dict(img_size=0), r'img_size=0; a positive integer'),
         (dict(img_size=(24, 24, 24)), r'img_size=\(24, 24, 24\); an integer or \(H, W\)'),
         (dict(patch_size=-4), r'patch_size=-4; a positive integer'),
+        (dict(frozen_stages=6), r'frozen_stages=6; -1 to 5 is expected'),
+        (dict(frozen_stages=-2), r'frozen_stages=-2; -1 to 5'),
+        (dict(frozen_stages=True), r'frozen_stages=True; -1 to 5'),
         (dict(drop_path_rate=1.0), r'drop_path_rate=1.0; 0 or more and below 1'),
         (dict(arch=dict(family='vgg')), r"arch.family='vgg' is unknown; valid are"),
         (dict(pruning='cropr'), r"pruning='cropr'; None or a dict with pruner and rate, target_ratio or keep"),

@@ -29,7 +29,7 @@ def schedules(draw):
     try:
         return Schedule(12, draw(grids), **draw(plans), **settings)
     except ValueError as error:  # a rate that its grid is too small for
-        assert 'leaves' in str(error) or 'stays' in str(error)
+        assert 'leaves' in str(error) or 'must stay' in str(error)
         assume(False)
 
 
@@ -58,7 +58,7 @@ def test_the_target_ratio_is_reached(trained, grid, target, round_to, blocks):
     try:
         schedule = Schedule(12, trained, target_ratio=target, round_to=round_to, blocks=blocks)
     except ValueError as error:
-        assert 'leaves' in str(error) or 'stays' in str(error)
+        assert 'leaves' in str(error) or 'must stay' in str(error)
         assume(False)
     left, patches = tokens_after(schedule, grid, 0)[-1], grid[0] * grid[1]
     assert abs(left - (1 - target) * patches) <= max(round_to / 2, 1) + 1e-6 or left == 1
