@@ -93,7 +93,7 @@ def _train_and_test(args: argparse.Namespace, method: str, seed: int) -> dict[st
     if result_file.is_file():
         return json.loads(result_file.read_text())
     folder.mkdir(parents=True, exist_ok=True)
-    env = dict(os.environ, OMP_NUM_THREADS=str(max(1, (os.cpu_count() or 1) // args.jobs)))
+    env = {'OMP_NUM_THREADS': str(max(1, (os.cpu_count() or 1) // args.jobs)), **os.environ}
     config, log = str(config_of(args.task, method)), folder / 'output.log'
     changes = [change.format(neck=NECKS[args.task]) for change in VARIANTS.get(method, ('', ()))[1]]
     options = [f'randomness.seed={seed}', *changes, *args.cfg_options]
