@@ -1,17 +1,19 @@
-"""timm, the other implementation that tests compare with; never part of what users run."""
+"""timm and mmpretrain from the folder that set-up puts them in; never part of what users run."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 
-# Set-up installs timm and torchvision here, without what they depend on (tools/setup_env.py).
+# Set-up installs timm, mmpretrain and torchvision here, without what they depend on (tools/setup_env.py).
 FOLDER = Path(sys.prefix) / 'parity'
 # Operators that torchvision expects from its binary, which the folder's build may be unable to load beside this torch.
 OPERATORS = {
@@ -22,18 +24,43 @@ _library: torch.library.Library | None = None  # lives as long as the definition
 
 
 def import_timm() -> ModuleType:
-    """Import timm from its own folder, or else from this environment; skip the test where there is neither.
+    """Import timm from its own folder, or else from this environment; skip the test where there is neither."""
+    # timm imports submodules when it is imported and none later.
+    return _import('timm')
+
+
+def import_mmpretrain() -> ModuleType:
+    """Import mmpretrain likewise, all of its registries included; skip the test also where mmcv is missing."""
+    pytest.importorskip('mmcv')
+    # The registries import these when they are first asked, which would be after the folder has left the path.
+    parts = ('datasets', 'engine', 'evaluation', 'models', 'structures', 'visualization')
+    return _import('mmpretrain', *parts)
+
+
+def _import(name: str, *parts: str) -> ModuleType:
+    """Import a package and its submodules.
 
     The folder is on ``sys.path`` only for the import itself. The mm libraries then still find no torchvision, unless
     they look in ``sys.modules``, where a usable one stands.
     """
-    if 'timm' in sys.modules:
-        return sys.modules['timm']
+    if name in sys.modules:
+        return sys.modules[name]
+    with _folder_on_path():
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f'needs {name} in {FOLDER} (make setup) or installed', allow_module_level=True)
+        module = importlib.import_module(name)
+        for part in parts:
+            importlib.import_module(f'{name}.{part}')
+    return module
+
+
+@contextmanager
+def _folder_on_path() -> Iterator[None]:
     if not FOLDER.exists():
-        if importlib.util.find_spec('timm') is None:
-            pytest.skip(f'needs timm in {FOLDER} (make setup) or installed', allow_module_level=True)
-        return importlib.import_module('timm')
+        yield
+        return
     sys.path.insert(0, str(FOLDER))
+    importlib.invalidate_caches()
     try:
         try:
             importlib.import_module('torchvision')
@@ -41,8 +68,7 @@ def import_timm() -> ModuleType:
             for name in [name for name in sys.modules if name.split('.')[0] == 'torchvision']:
                 del sys.modules[name]
             _define_operators()
-        # timm imports submodules when it is imported and none later, so the folder can leave the path again.
-        return importlib.import_module('timm')
+        yield
     finally:
         sys.path.remove(str(FOLDER))
 

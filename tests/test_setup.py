@@ -220,3 +220,53 @@ def test_a_compiled_wheel_goes_to_the_cache_and_is_compiled_once(
         assert wheel.parent == tmp_path / 'cache' / 'wheels' / compiled[0].name
     assert len(compiled) == 1
     assert not compiled[0].exists()
+
+
+@pytest.fixture
+def parity_setup(checks: ModuleType, venv: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[type, list]:
+    """Set-up whose pip only makes the folder, and what it was asked for."""
+    monkeypatch.syspath_prepend(str(TOOLS))
+    setup_env = importlib.import_module('setup_env')
+    calls: list[tuple] = []
+
+    class NoPip(setup_env.Setup):
+        def pip(self, what: str, *arguments: object) -> None:
+            calls.append(arguments)
+            target = Path(str(arguments[arguments.index('--target') + 1]))
+            target.mkdir()
+            (target / f'call_{len(calls)}').touch()
+
+    return NoPip, calls
+
+
+def test_what_tests_compare_with_is_installed_once_without_its_dependencies(
+    parity_setup: tuple[type, list], venv: Path
+) -> None:
+    setup, calls = parity_setup
+    for _ in range(2):
+        setup(venv, '2.13.0', 'openmmlab').install_parity()
+    assert len(calls) == 1 and '--no-deps' in calls[0]
+    packages = {str(argument).split('==')[0] for argument in calls[0] if '==' in str(argument)}
+    assert packages >= {'timm', 'mmpretrain', 'torchvision'} and not packages & {'torch', 'mmcv', 'mmengine'}
+    assert 'torchvision==0.28.*' in calls[0]  # the one for torch 2.13
+
+
+@pytest.mark.parametrize('mark', ['timm==1.0.31', '', None], ids=['of an older list', 'empty', 'none: cut short'])
+def test_an_old_folder_is_replaced_as_a_whole(parity_setup: tuple[type, list], venv: Path, mark: str | None) -> None:
+    setup, _ = parity_setup
+    (venv / 'parity').mkdir()
+    (venv / 'parity' / 'stale.py').touch()
+    if mark is not None:
+        (venv / 'parity' / 'installed.txt').write_text(mark)
+    setup(venv, '2.13.0', 'openmmlab').install_parity()
+    assert sorted(file.name for file in (venv / 'parity').iterdir()) == ['call_1', 'installed.txt']
+    assert not (venv / 'parity.new').exists()
+
+
+def test_another_torch_brings_its_own_torchvision(parity_setup: tuple[type, list], venv: Path) -> None:
+    setup, calls = parity_setup
+    setup(venv, '2.13.0', 'openmmlab').install_parity()
+    version = next(venv.glob('lib/*/site-packages/torch/version.py'))
+    version.write_text(version.read_text().replace('2.13.0', '2.12.1'))
+    setup(venv, '2.12.1', 'openmmlab').install_parity()
+    assert len(calls) == 2 and 'torchvision==0.27.*' in calls[1]

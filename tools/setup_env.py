@@ -37,7 +37,19 @@ from setup_checks import (
 )
 
 ROOT = Path(__file__).resolve().parents[1]
-TIMM = 'timm==1.0.31'
+# What tests compare with or train and users need not have. mmpretrain comes with what it imports and the mm
+# libraries do not bring. torchvision is named below: its version follows torch's.
+PARITY = (
+    'timm==1.0.31',
+    'mmpretrain==1.2.0',
+    'einops==0.8.1',
+    'importlib-metadata==8.7.0',
+    'markdown==3.9',
+    'mat4py==0.6.0',
+    'model-index==0.1.11',
+    'ordered-set==4.1.0',
+    'zipp==3.23.0',
+)
 # Imports what users import, runs one compiled operator.
 SMOKE_TEST = """
 import torch, mmengine, mmcv, mmdet.models, mmseg.models
@@ -259,19 +271,20 @@ class Setup:
         self.pip('installing cropr_mm', 'install', '--no-build-isolation', '-e', f'{ROOT}[tests]', self.same_torch())
 
     def install_parity(self) -> None:
-        """timm and its torchvision, which only the comparisons in tests/ import, in a folder of their own.
+        """timm, mmpretrain and their torchvision, which only tests/ imports, in a folder of their own.
 
         Installed beside torch they would be imported by the mm libraries, and the index may have no torchvision for
         this build of torch. So they come without what they depend on; tests/parity.py knows how to import them.
         """
         target, new = self.venv / 'parity', self.venv / 'parity.new'
-        if target.exists() and (target / 'installed.txt').read_text() == TIMM:
+        minor = int((Installed(self.venv).torch or '').split('.')[1])
+        packages = [*PARITY, f'torchvision==0.{minor + 15}.*']  # the one made for torch 2.minor
+        mark, wanted = 'installed.txt', '\n'.join(packages)
+        if (target / mark).exists() and (target / mark).read_text() == wanted:
             return
         shutil.rmtree(new, ignore_errors=True)
-        minor = int((Installed(self.venv).torch or '').split('.')[1])
-        vision = f'torchvision==0.{minor + 15}.*'  # the one made for torch 2.minor
-        self.pip(f'installing {TIMM} for tests', 'install', '--no-deps', '--target', new, TIMM, vision)
-        (new / 'installed.txt').write_text(TIMM)
+        self.pip('installing timm and mmpretrain for tests', 'install', '--no-deps', '--target', new, *packages)
+        (new / mark).write_text(wanted)
         shutil.rmtree(target, ignore_errors=True)
         new.rename(target)
 
