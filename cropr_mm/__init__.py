@@ -4,10 +4,11 @@ Importing the package registers everything in mmengine's root registries:
 ``custom_imports = dict(imports=['cropr_mm'])``.
 """
 
-from .engine import CroprHook, allow_mmengine_checkpoints
+from .engine import CroprHook, allow_mmengine_checkpoints, allow_safetensors
 from .models import (
     AttentionPruner,
     BasePruner,
+    ClsAuxHead,
     CroprPruner,
     CroprViT,
     MultiLabelAuxHead,
@@ -15,6 +16,7 @@ from .models import (
     RandomPruner,
     Schedule,
     SimpleFeaturePyramid,
+    TokenPooling,
     TokenReinsertion,
     VariancePruner,
 )
@@ -22,10 +24,12 @@ from .tokens import SparseFeature
 from .version import __version__
 
 allow_mmengine_checkpoints()
+allow_safetensors()
 
 __all__ = [
     'AttentionPruner',
     'BasePruner',
+    'ClsAuxHead',
     'CroprHook',
     'CroprPruner',
     'CroprViT',
@@ -35,6 +39,7 @@ __all__ = [
     'Schedule',
     'SimpleFeaturePyramid',
     'SparseFeature',
+    'TokenPooling',
     'TokenReinsertion',
     'VariancePruner',
     '__version__',

@@ -1,7 +1,8 @@
-from .necks import SimpleFeaturePyramid, TokenReinsertion
+from .necks import SimpleFeaturePyramid, TokenPooling, TokenReinsertion
 from .pruning import (
     AttentionPruner,
     BasePruner,
+    ClsAuxHead,
     CroprPruner,
     MultiLabelAuxHead,
     PatchSegAuxHead,
@@ -14,6 +15,7 @@ from .vit import CroprViT
 __all__ = [
     'AttentionPruner',
     'BasePruner',
+    'ClsAuxHead',
     'CroprPruner',
     'CroprViT',
     'MultiLabelAuxHead',
@@ -21,6 +23,7 @@ __all__ = [
     'RandomPruner',
     'Schedule',
     'SimpleFeaturePyramid',
+    'TokenPooling',
     'TokenReinsertion',
     'VariancePruner',
 ]

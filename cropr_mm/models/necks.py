@@ -1,4 +1,4 @@
-"""From tokens to the maps that every stock head reads."""
+"""From tokens to what stock heads read: maps, or a vector for each image."""
 
 from __future__ import annotations
 
@@ -44,15 +44,66 @@ class TokenReinsertion(BaseModule):
 
     def forward(self, features: Sequence[SparseFeature]) -> tuple[Tensor, ...]:
         """SparseFeatures → maps (B, C, H, W), contiguous in memory, one per level."""
-        levels = features if isinstance(features, (list, tuple)) else [features]
-        wrong = next((f for f in levels if not isinstance(f, SparseFeature)), None if levels is features else features)
-        if wrong is not None:
-            raise TypeError(
-                f'TokenReinsertion got a {type(wrong).__name__}; it expects the tuple of SparseFeatures of a CroprViT '
-                'and stands directly behind it (neck=[dict(type="TokenReinsertion"), …])'
-            )
+        _check_features(features, 'TokenReinsertion')
         fill = self.mask_token if self.fill == 'mask_token' else self.fill
         return tuple(_plain(feature.to_dense(fill)) for feature in features)
+
+
+@MODELS.register_module()
+class TokenPooling(BaseModule):
+    """One vector for each image and level, what classification heads read.
+
+    Args:
+        mode: ``'cls'``, the class token; ``'avg'``, the mean of the patch tokens that were processed up to the
+            level (tokens taken aside and not brought back do not count).
+        norm: whether a LayerNorm follows, as in models that normalise after averaging (MAE's ``fc_norm``; the
+            backbone then takes ``final_norm=False``).
+        embed_dim: channels of a token; needed for ``norm``.
+        init_cfg: mmengine's initialisation config.
+
+    Raises:
+        ValueError: an unknown ``mode``, or ``norm`` without ``embed_dim``.
+    """
+
+    def __init__(
+        self,
+        mode: str = 'cls',
+        norm: bool = False,
+        embed_dim: int | None = None,
+        init_cfg: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        if mode not in ('cls', 'avg'):
+            raise ValueError(f"mode={mode!r} is unknown; valid are 'cls', 'avg'")
+        if norm and not embed_dim:
+            raise ValueError(f'norm=True with embed_dim={embed_dim!r}; the channels of a token are needed')
+        self.mode = mode
+        self.norm = nn.LayerNorm(embed_dim or 0, eps=1e-6) if norm else nn.Identity()
+
+    def forward(self, features: Sequence[SparseFeature]) -> tuple[Tensor, ...]:
+        """SparseFeatures → vectors (B, C), one per level."""
+        _check_features(features, 'TokenPooling')
+        return tuple(self.norm(self._pool(feature)) for feature in features)
+
+    def _pool(self, feature: SparseFeature) -> Tensor:
+        if self.mode == 'avg':
+            return feature.tokens[:, : feature.num_active].mean(dim=1)
+        if feature.prefix is None or not feature.prefix.shape[1]:
+            raise ValueError(
+                "TokenPooling(mode='cls'): the backbone has no class token; choose mode='avg' or an arch with "
+                'class_token=True'
+            )
+        return feature.prefix[:, 0]
+
+
+def _check_features(features: Any, who: str) -> None:
+    levels = features if isinstance(features, (list, tuple)) else [features]
+    wrong = next((f for f in levels if not isinstance(f, SparseFeature)), None if levels is features else features)
+    if wrong is not None:
+        raise TypeError(
+            f'{who} got a {type(wrong).__name__}; it expects the tuple of SparseFeatures of a CroprViT '
+            f'and stands directly behind it (neck=[dict(type="{who}"), …])'
+        )
 
 
 def _plain(x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import nn
 
-from cropr_mm import SimpleFeaturePyramid, SparseFeature, TokenReinsertion
+from cropr_mm import SimpleFeaturePyramid, SparseFeature, TokenPooling, TokenReinsertion
 
 
 def half_full():
@@ -52,6 +52,52 @@ def test_reinsertion_refuses_bad_settings(arguments, words):
 def test_reinsertion_says_what_it_expects(features, found):
     with pytest.raises(TypeError, match=f'got a {found}; it expects the tuple of SparseFeatures of a CroprViT'):
         TokenReinsertion()(features)
+
+
+def with_class_token():
+    feature = half_full()
+    return SparseFeature(
+        feature.tokens, feature.index, feature.grid, feature.num_active, prefix=torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])
+    )
+
+
+@pytest.mark.parametrize('mode, expected', [('cls', [1, 2]), ('avg', [5, 6])])
+def test_pooling_gives_a_vector_for_each_image(mode, expected):
+    """The class token in front of a register; or the one token that was processed, not the one taken aside."""
+    (vector,) = TokenPooling(mode)((with_class_token(),))
+    assert vector.tolist() == [expected]
+
+
+def test_average_of_a_complete_level_is_the_mean_of_its_map():
+    feature = SparseFeature(torch.randn(2, 4, 3), None, (2, 2))
+    torch.testing.assert_close(TokenPooling('avg')((feature,))[0], feature.to_dense().mean((2, 3)))
+
+
+def test_pooling_can_normalise_afterwards():
+    feature = SparseFeature(torch.randn(2, 4, 3), None, (2, 2))
+    neck = TokenPooling('avg', norm=True, embed_dim=3)
+    nn.init.constant_(neck.norm.weight, 2.0)
+    expected = F.layer_norm(feature.tokens.mean(1), (3,), eps=1e-6) * 2
+    torch.testing.assert_close(neck((feature,))[0], expected)
+
+
+@pytest.mark.parametrize(
+    'arguments, words',
+    [
+        (dict(mode='max'), r"mode='max' is unknown; valid are 'cls', 'avg'"),
+        (dict(norm=True), r'norm=True with embed_dim=None'),
+    ],
+)
+def test_pooling_refuses_bad_settings(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        TokenPooling(**arguments)
+
+
+def test_pooling_says_what_is_missing():
+    with pytest.raises(ValueError, match=r"TokenPooling\(mode='cls'\): the backbone has no class token; .*mode='avg'"):
+        TokenPooling()((half_full(),))
+    with pytest.raises(TypeError, match=r'TokenPooling got a Tensor; it expects .*neck=\[dict\(type="TokenPooling"\)'):
+        TokenPooling()((torch.zeros(1, 2, 3, 3),))
 
 
 @pytest.mark.parametrize(

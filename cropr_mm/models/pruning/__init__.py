@@ -1,4 +1,4 @@
-from .aux_heads import BaseAuxHead, MultiLabelAuxHead, PatchSegAuxHead
+from .aux_heads import BaseAuxHead, ClsAuxHead, MultiLabelAuxHead, PatchSegAuxHead
 from .base import BasePruner
 from .baselines import AttentionPruner, RandomPruner, VariancePruner
 from .cropr import CroprPruner
@@ -8,6 +8,7 @@ __all__ = [
     'AttentionPruner',
     'BaseAuxHead',
     'BasePruner',
+    'ClsAuxHead',
     'CroprPruner',
     'MultiLabelAuxHead',
     'PatchSegAuxHead',

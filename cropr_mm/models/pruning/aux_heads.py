@@ -50,12 +50,14 @@ class BaseAuxHead(nn.Module):
         """
         raise NotImplementedError
 
-    def _check_classes(self, labels: Tensor) -> None:
-        wrong = labels[(labels != self.ignore_index) & ((labels < 0) | (labels >= self.num_classes))]
+    def _check_classes(self, labels: Tensor, ignored: int | None) -> None:
+        wrong = labels[(labels < 0) | (labels >= self.num_classes)]
+        wrong = wrong if ignored is None else wrong[wrong != ignored]
         if wrong.numel():
+            also = '' if ignored is None else f' and {ignored} (ignored)'
             raise ValueError(
                 f'{type(self).__name__}: num_classes={self.num_classes}, but the labels of the batch hold class '
-                f'{int(wrong[0])}; 0 to {self.num_classes - 1} and {self.ignore_index} (ignored) are valid'
+                f'{int(wrong[0])}; 0 to {self.num_classes - 1}{also} are valid'
             )
 
 
@@ -81,7 +83,7 @@ class PatchSegAuxHead(BaseAuxHead):
 
     def loss(self, logits: Tensor, data_samples: Sequence[Any], grid: tuple[int, int]) -> Tensor:
         target = torch.stack([self._target(s, grid) for s in data_samples]).to(logits.device)
-        self._check_classes(target)
+        self._check_classes(target, self.ignore_index)
         total = F.cross_entropy(logits.float().transpose(1, 2), target, ignore_index=self.ignore_index, reduction='sum')
         return total / (target != self.ignore_index).sum().clamp(min=1)
 
@@ -98,7 +100,7 @@ class MultiLabelAuxHead(BaseAuxHead):
     """Which classes are in the image, one query: sigmoid binary cross-entropy.
 
     The published proxy for detection; works on every task, since the classes come from the boxes, the label map
-    or the image labels, whatever the data sample has.
+    or the image labels (with the shares that Mixup and CutMix gave them), whatever the data sample has.
 
     Args:
         num_classes: classes C.
@@ -115,23 +117,112 @@ class MultiLabelAuxHead(BaseAuxHead):
         target = logits.new_zeros((len(logits), self.num_classes), dtype=torch.float32)
         weight = logits.new_zeros((len(logits), 1), dtype=torch.float32)
         for i, sample in enumerate(data_samples):
-            classes, labelled = self._classes(sample)
-            target[i, classes], weight[i] = 1, float(labelled)
+            if 'gt_score' in sample and 'gt_instances' not in sample:
+                target[i], weight[i] = self._shares(sample.gt_score), 1
+            else:
+                classes, labelled = self._classes(sample)
+                target[i, classes], weight[i] = 1, float(labelled)
         total = F.binary_cross_entropy_with_logits(logits.float().squeeze(1), target, weight, reduction='sum')
         return total / (weight.sum().clamp(min=1) * self.num_classes)
 
     def _classes(self, sample: Any) -> tuple[Tensor, bool]:
         """Classes in the image, and whether that is known: a label map may be ignored as a whole."""
-        if 'gt_instances' in sample:
-            labels = sample.gt_instances.labels
-        elif 'gt_label' in sample:
-            labels = sample.gt_label.label if hasattr(sample.gt_label, 'label') else sample.gt_label
-        else:
-            labels = label_map(sample, type(self).__name__, 'gt_instances, gt_label or gt_sem_seg')
+        if 'gt_instances' in sample or 'gt_label' in sample:
+            labels = sample.gt_instances.labels if 'gt_instances' in sample else image_labels(sample)
+            classes = labels.unique()
+            self._check_classes(classes, ignored=None)  # with more than 255 classes, 255 is one of them
+            return classes.long(), True
+        labels = label_map(sample, type(self).__name__, 'gt_instances, gt_label or gt_sem_seg')
         classes = labels.unique()
-        self._check_classes(classes)
+        self._check_classes(classes, self.ignore_index)
         known = classes[classes != self.ignore_index]
         return known.long(), bool(known.numel()) or not labels.numel()
+
+    def _shares(self, score: Tensor) -> Tensor:
+        if len(score) != self.num_classes:
+            raise ValueError(
+                f'{type(self).__name__}: num_classes={self.num_classes}, but gt_score has {len(score)} values'
+            )
+        return score.float()
+
+
+@MODELS.register_module()
+class ClsAuxHead(BaseAuxHead):
+    """The class of the image, one query: softmax cross-entropy (image classification, as published).
+
+    The target is what the main loss learns from: ``gt_score``, where mmpretrain's data preprocessor puts the labels
+    that Mixup and CutMix have mixed, or else ``gt_label``.
+
+    Args:
+        num_classes: classes C.
+        label_smoothing: share of each target that is spread evenly over all classes; the main loss's
+            ``label_smooth_val`` (v / (1 + v) for its mode ``'classy_vision'``).
+        ignore_index: value of ``gt_label`` that counts for nothing.
+        embed_dim, grid, patch_size: filled in by CroprViT.
+
+    Raises:
+        ValueError: ``label_smoothing`` out of range.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        embed_dim: int,
+        grid: tuple[int, int],
+        patch_size: int,
+        label_smoothing: float = 0.0,
+        ignore_index: int = -100,
+    ) -> None:
+        super().__init__(num_classes, embed_dim, 1, ignore_index)
+        if (
+            isinstance(label_smoothing, bool)
+            or not isinstance(label_smoothing, (int, float))
+            or not 0 <= label_smoothing < 1
+        ):
+            raise ValueError(f'aux_head.label_smoothing={label_smoothing!r}; a share from 0 to below 1 is expected')
+        self.label_smoothing = float(label_smoothing)
+
+    def loss(self, logits: Tensor, data_samples: Sequence[Any], grid: tuple[int, int]) -> Tensor:
+        target, count = self._target(data_samples, logits.device)
+        total = F.cross_entropy(
+            logits.float().squeeze(1),
+            target,
+            ignore_index=self.ignore_index,
+            reduction='sum',
+            label_smoothing=self.label_smoothing,
+        )
+        return total / count
+
+    def _target(self, data_samples: Sequence[Any], device: torch.device) -> tuple[Tensor, Tensor | int]:
+        """Class shares (B, C), or classes (B,); and how many images have a label, at least 1."""
+        if 'gt_score' in data_samples[0]:
+            shares = torch.stack([sample.gt_score for sample in data_samples]).to(device).float()
+            sums = shares.sum(dim=1)
+            if shares.shape[1] != self.num_classes or not torch.allclose(sums, torch.ones_like(sums), atol=1e-2):
+                raise ValueError(
+                    f'ClsAuxHead: num_classes={self.num_classes}, but gt_score has {shares.shape[1]} values that add '
+                    f'up to {sums.min():.3g} – {sums.max():.3g}; a share for each class, 1 in all, is expected. For '
+                    'images with several classes use MultiLabelAuxHead'
+                )
+            return shares, len(shares)
+        if 'gt_label' not in data_samples[0]:
+            there = ', '.join(data_samples[0].keys()) or 'nothing'
+            raise KeyError(f'ClsAuxHead needs data samples with gt_label or gt_score; this one has {there}')
+        labels = [image_labels(sample) for sample in data_samples]
+        several = next((label for label in labels if label.numel() != 1), None)
+        if several is not None:
+            raise ValueError(
+                f'ClsAuxHead: an image has gt_label={several.tolist()}; one class is expected. For images with several '
+                'classes use MultiLabelAuxHead'
+            )
+        target = torch.cat([label.reshape(1) for label in labels]).to(device).long()
+        self._check_classes(target, self.ignore_index)
+        return target, (target != self.ignore_index).sum().clamp(min=1)
+
+
+def image_labels(sample: Any) -> Tensor:
+    """Classes (K,) of an image, as mmpretrain and mmengine keep them."""
+    return sample.gt_label.label if hasattr(sample.gt_label, 'label') else sample.gt_label
 
 
 def label_map(sample: Any, who: str, needs: str = 'gt_sem_seg') -> Tensor:

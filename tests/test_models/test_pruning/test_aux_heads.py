@@ -7,7 +7,7 @@ import torch
 from helpers import det_sample, seg_sample
 from mmengine.structures import BaseDataElement, LabelData, PixelData
 
-from cropr_mm import MultiLabelAuxHead, PatchSegAuxHead
+from cropr_mm import ClsAuxHead, MultiLabelAuxHead, PatchSegAuxHead
 
 GRID = (2, 3)
 
@@ -18,6 +18,20 @@ def patch_head(**settings):
 
 def multi_head(**settings):
     return MultiLabelAuxHead(3, 8, GRID, 4, **settings)
+
+
+def cls_head(classes=3, **settings):
+    return ClsAuxHead(classes, 8, GRID, 4, **settings)
+
+
+def cls_sample(label=None, score=None):
+    """A data sample as mmpretrain's data preprocessor gives it, as far as classes go."""
+    sample = BaseDataElement()
+    if label is not None:
+        sample.gt_label = torch.tensor(label).reshape(-1)
+    if score is not None:
+        sample.gt_score = torch.tensor(score)
+    return sample
 
 
 def patch_logits(labels):
@@ -106,6 +120,13 @@ def test_present_classes_come_from_whatever_the_sample_has(sample, classes):
     assert classes_read(sample) == classes
 
 
+def test_shares_of_a_mixed_image_are_what_the_prediction_comes_to():
+    shares = torch.tensor([0.7, 0.1, 0.2])
+    logits = shares.logit().view(1, 1, 3).requires_grad_()
+    multi_head().loss(logits, [cls_sample(0, shares.tolist())], GRID).backward()
+    torch.testing.assert_close(logits.grad, torch.zeros(1, 1, 3), rtol=0, atol=1e-7)
+
+
 def test_a_sample_without_objects_teaches_that_nothing_is_there():
     loss = multi_head().loss(torch.zeros(1, 1, 3), [det_sample([])], GRID)
     assert loss.item() == pytest.approx(math.log(2))
@@ -137,3 +158,76 @@ def test_a_head_needs_classes(classes):
 def test_losses_are_float32_for_half_precision_logits():
     loss = multi_head().loss(torch.zeros(1, 1, 3, dtype=torch.bfloat16), [det_sample([0])], GRID)
     assert loss.dtype == torch.float32
+
+
+# --- image classification -------------------------------------------------------------------------------------
+
+
+def cross_entropy(logits, shares, smoothing=0.0):
+    """Mean cross-entropy of (B, C) with class shares, written out."""
+    total = 0.0
+    for row, target in zip(logits.tolist(), shares):
+        log_sum = math.log(sum(math.exp(value) for value in row))
+        target = [(1 - smoothing) * share + smoothing / len(row) for share in target]
+        total -= sum(share * (value - log_sum) for share, value in zip(target, row))
+    return total / len(shares)
+
+
+@pytest.mark.parametrize('smoothing', [0, 0.1])
+def test_the_class_of_an_image_is_learnt_with_the_main_losss_smoothing(smoothing):
+    logits = torch.randn(2, 1, 3)
+    samples = [cls_sample(2), BaseDataElement(gt_label=LabelData(label=torch.tensor([0])))]
+    loss = cls_head(label_smoothing=smoothing).loss(logits, samples, GRID)
+    assert loss.item() == pytest.approx(cross_entropy(logits[:, 0], [[0, 0, 1], [1, 0, 0]], smoothing), rel=1e-5)
+
+
+@pytest.mark.parametrize('smoothing', [0, 0.1])
+def test_mixed_labels_go_before_the_label_of_either_image(smoothing):
+    logits, shares = torch.randn(2, 1, 3), [[0.25, 0.0, 0.75], [0.5, 0.5, 0.0]]
+    samples = [cls_sample(0, shares[0]), cls_sample(1, shares[1])]
+    loss = cls_head(label_smoothing=smoothing).loss(logits, samples, GRID)
+    assert loss.item() == pytest.approx(cross_entropy(logits[:, 0], shares, smoothing), rel=1e-5)
+
+
+def test_an_unlabelled_image_does_not_dilute_the_others():
+    logits = torch.randn(2, 1, 3)
+    together = cls_head().loss(logits, [cls_sample(1), cls_sample(-100)], GRID)
+    torch.testing.assert_close(together, cls_head().loss(logits[:1], [cls_sample(1)], GRID))
+    assert cls_head().loss(logits[:1], [cls_sample(-100)], GRID).item() == 0
+
+
+@pytest.mark.parametrize(
+    'head, sample',
+    [(ClsAuxHead, cls_sample(255)), (MultiLabelAuxHead, cls_sample(255)), (MultiLabelAuxHead, det_sample([255]))],
+)
+def test_255_is_a_class_where_there_are_more(head, sample):
+    """255 marks void in label maps alone; ImageNet and LVIS have such a class."""
+    logits = torch.zeros(1, 1, 300, requires_grad=True)
+    head(300, 8, GRID, 4).loss(logits, [sample], GRID).backward()
+    assert (logits.grad[0, 0] < 0).nonzero().flatten().tolist() == [255]
+
+
+@pytest.mark.parametrize(
+    'sample, error, words',
+    [
+        (cls_sample(3), ValueError, r'ClsAuxHead: num_classes=3, but .* hold class 3; 0 to 2 and -100'),
+        (cls_sample([0, 2]), ValueError, r'gt_label=\[0, 2\]; one class is expected.*MultiLabelAuxHead'),
+        (cls_sample(score=[0.5, 0.5]), ValueError, r'num_classes=3, but gt_score has 2 values'),
+        (cls_sample(score=[1.0, 0.0, 1.0]), ValueError, r'gt_score has 3 values that add up to 2 – 2.*MultiLabelAux'),
+        (BaseDataElement(pred=torch.zeros(1)), KeyError, r'needs data samples with gt_label or gt_score.* has pred'),
+    ],
+)
+def test_labels_that_do_not_fit_are_named(sample, error, words):
+    with pytest.raises(error, match=words):
+        cls_head().loss(torch.zeros(1, 1, 3), [sample], GRID)
+
+
+def test_multi_label_shares_need_a_value_for_each_class():
+    with pytest.raises(ValueError, match='MultiLabelAuxHead: num_classes=3, but gt_score has 2 values'):
+        multi_head().loss(torch.zeros(1, 1, 3), [cls_sample(score=[0.5, 0.5])], GRID)
+
+
+@pytest.mark.parametrize('smoothing', [1, -0.1, True, '0.1'])
+def test_a_smoothing_out_of_range_is_named(smoothing):
+    with pytest.raises(ValueError, match=r'aux_head.label_smoothing=.*from 0 to below 1'):
+        cls_head(label_smoothing=smoothing)
