@@ -1,4 +1,4 @@
-"""From the command line to mmengine's Runner, for mmsegmentation and mmdetection configs alike.
+"""From the command line to mmengine's Runner, for mmsegmentation, mmdetection and mmpretrain configs alike.
 
 What goes wrong before a run starts (a misspelt path, a data set that is not there, a library that is not
 installed, half a checkpoint) is said in one line that names the key and the file.
@@ -100,9 +100,16 @@ def _register_library(cfg: Config) -> None:
             f'default_scope={scope!r} of the config needs the package {package}, which is '
             f'not installed: pip install {package}'
         )
-    utils = importlib.import_module(f'{scope}.utils')
-    if hasattr(utils, 'register_all_modules'):
-        utils.register_all_modules(init_default_scope=False)
+    try:
+        utils = importlib.import_module(f'{scope}.utils')
+        if hasattr(utils, 'register_all_modules'):
+            utils.register_all_modules(init_default_scope=False)
+    except ModuleNotFoundError as error:  # mmpretrain needs torchvision, which it does not declare
+        package = _INSTALL.get(scope, scope)
+        raise ModuleNotFoundError(
+            f'default_scope={scope!r} of the config needs the package {package}, and that the module {error.name}, '
+            f'which is not installed'
+        ) from error
 
 
 def check_data(cfg: Config, loaders: Sequence[str]) -> None:
@@ -202,10 +209,13 @@ def build_model(cfg: Config) -> nn.Module:
     current = DefaultScope.get_current_instance()
     if current is None or current.scope_name != scope:
         DefaultScope.get_instance(f'{scope}-{time.time()}', scope_name=scope)
-    model = revert_sync_batchnorm(MODELS.build(cfg.model))
-    for settings in cfg.get('custom_hooks') or ():
-        if settings.get('type') == 'OracleHook':  # that selector reads the labels outside of a runner, too
-            HOOKS.build(settings).attach(model)
+    settings = dict(cfg.model)
+    if cfg.get('data_preprocessor') is not None:  # mmpretrain's configs have it beside the model
+        settings.setdefault('data_preprocessor', cfg.data_preprocessor)
+    model = revert_sync_batchnorm(MODELS.build(settings))
+    for hook in cfg.get('custom_hooks') or ():
+        if hook.get('type') == 'OracleHook':  # that selector reads the labels outside of a runner, too
+            HOOKS.build(hook).attach(model)
     return model.eval()
 
 

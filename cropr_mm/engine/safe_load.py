@@ -1,4 +1,4 @@
-"""Loading mmengine checkpoints while PyTorch's unpickling protection stays on.
+"""Loading checkpoints through mmengine: with PyTorch's unpickling protection on, and from .safetensors files.
 
 Since PyTorch 2.6 ``torch.load`` refuses every class that is not allow-listed (``weights_only=True``).
 A checkpoint that mmengine's runner saves holds such classes (the history of each logged value, NumPy
@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
+from mmengine.runner import CheckpointLoader
 from mmengine.utils import digit_version
 
 # Functions that live in a class are pickled as getattr(class, name). These are the ones that mmengine saves.
@@ -65,6 +66,37 @@ def allow_mmengine_checkpoints() -> None:
             *renamed,
         ]
     )
+
+
+def load_from_safetensors(filename: str, map_location: Any = None) -> dict[str, Any]:
+    """Read a .safetensors file the way mmengine's loaders return a checkpoint: ``state_dict`` and ``meta``.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+    """
+    from safetensors import safe_open
+
+    if not os.path.isfile(filename):
+        raise FileNotFoundError(f'{filename} can not be found.')
+    device = str(torch.device(map_location)) if isinstance(map_location, (str, torch.device)) else 'cpu'
+    with safe_open(filename, framework='pt', device=device) as file:
+        header, names = file.metadata() or {}, list(file.keys())
+        return dict(state_dict={key: file.get_tensor(key) for key in names}, meta=_json(header.get('meta')))
+
+
+def _json(text: str | None) -> dict[str, Any]:
+    """The ``meta`` that this package writes; other projects may use the name for something else."""
+    try:
+        meta = json.loads(text or '{}')
+    except ValueError:
+        meta = None
+    return meta if isinstance(meta, dict) else {}
+
+
+def allow_safetensors() -> None:
+    """Let mmengine read local .safetensors files wherever it takes a checkpoint (``load_from``, ``init_cfg``)."""
+    # mmengine takes the prefixes for regular expressions; one that begins like this comes after all addresses.
+    CheckpointLoader.register_scheme(r'.*\.safetensors$', load_from_safetensors, force=True)
 
 
 def check_checkpoint(path: str | os.PathLike[str], key: str = 'checkpoint') -> Path:

@@ -5,8 +5,9 @@ import argparse
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import MODELS
 
-from cropr_mm.engine.launch import check_data, load_config, plain_errors, set_resume
+from cropr_mm.engine.launch import build_model, check_data, load_config, plain_errors, set_resume
 
 
 def arguments(config, **settings):
@@ -94,3 +95,31 @@ def test_plain_errors_end_the_program_in_one_line(monkeypatch):
         raise FileNotFoundError('a.py is not there')
     with pytest.raises(ZeroDivisionError), plain_errors():  # our own mistakes keep their traceback
         1 / 0  # noqa: B018
+
+
+def test_what_a_library_itself_lacks_is_named(tmp_path, monkeypatch):
+    """mmpretrain imports torchvision and does not declare it."""
+    library = tmp_path / 'mmhalf'
+    library.mkdir()
+    (library / '__init__.py').touch()
+    (library / 'utils.py').write_text('import a_module_that_is_not_there')
+    (tmp_path / 'mine.py').write_text("default_scope = 'mmhalf'")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ModuleNotFoundError, match=r"'mmhalf'.* and that the module a_module_that_is_not_there"):
+        load_config(arguments(tmp_path / 'mine.py'))
+
+
+def test_a_data_preprocessor_beside_the_model_joins_it():
+    """As mmpretrain's configs have it, and as mmengine's Runner treats it."""
+    beside = dict(type='BaseDataPreprocessor')
+    model = dict(type='ToyModelForLaunch')
+    assert isinstance(build_model(Config(dict(model=model, data_preprocessor=beside))).given, dict)
+    own = dict(model, data_preprocessor=dict(own=True))
+    assert build_model(Config(dict(model=own, data_preprocessor=beside))).given == dict(own=True)
+
+
+@MODELS.register_module()
+class ToyModelForLaunch(torch.nn.Module):
+    def __init__(self, data_preprocessor=None):
+        super().__init__()
+        self.given = data_preprocessor

@@ -12,7 +12,7 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseModel
-from mmengine.runner import Runner
+from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
 from mmengine.utils import digit_version
 
 from cropr_mm.engine.safe_load import allow_mmengine_checkpoints, check_checkpoint
@@ -179,3 +179,35 @@ def test_a_missing_file_is_named_with_what_is_there(tmp_path):
     torch.save({}, tmp_path / 'iter_10.pth')
     with pytest.raises(FileNotFoundError, match=r"--resume='.*iter_11.pth'.*iter_10.pth"):
         check_checkpoint(tmp_path / 'iter_11.pth', '--resume')
+
+
+def test_mmengine_reads_safetensors_wherever_it_reads_checkpoints(tmp_path):
+    save_file = pytest.importorskip('safetensors.torch').save_file
+    source, target = Line(), Line()
+    file = str(tmp_path / 'line.safetensors')
+    save_file(source.state_dict(), file, metadata=dict(meta='{"dataset_meta": {"classes": ["a"]}}'))
+    checkpoint = load_checkpoint(target, file, map_location=torch.device('cpu'), strict=True)
+    assert torch.equal(target.fc.weight, source.fc.weight)
+    assert checkpoint['meta'] == dict(dataset_meta=dict(classes=['a']))
+    third = Line()
+    third.init_cfg = dict(type='Pretrained', checkpoint=file)
+    third.init_weights()
+    assert torch.equal(third.fc.weight, source.fc.weight)
+
+
+@pytest.mark.parametrize('header', [None, dict(meta='no JSON'), dict(meta='[1]')])
+def test_safetensors_of_other_projects_have_no_meta(tmp_path, header):
+    save_file = pytest.importorskip('safetensors.torch').save_file
+    save_file(Line().state_dict(), tmp_path / 'line.safetensors', metadata=header)
+    assert load_checkpoint(Line(), str(tmp_path / 'line.safetensors'))['meta'] == {}
+
+
+def test_a_missing_safetensors_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r'gone.safetensors'):
+        load_checkpoint(Line(), str(tmp_path / 'gone.safetensors'))
+
+
+def test_addresses_keep_their_own_loader():
+    loader = CheckpointLoader._get_checkpoint_loader
+    assert loader('https://host/line.safetensors') is loader('https://host/line.pth')
+    assert loader('line.pth') is not loader('line.safetensors')
