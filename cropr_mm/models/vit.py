@@ -114,7 +114,7 @@ class CroprViT(BaseModule):
         self.pruning_progress = 1.0
         self.prune_listeners: list[PruneListener] = []
         self.aux_is_read = False  # set by CroprHook, which reads the auxiliary losses of every step
-        self._aux: list[tuple[Tensor, tuple[int, int]] | None] = []
+        self._aux: list[tuple[Any, tuple[int, int]] | None] = []
 
     # --- construction -----------------------------------------------------------------------------------------
 
@@ -245,10 +245,10 @@ class CroprViT(BaseModule):
         self, module: int, block: int, tokens: Tokens, count: int, grid: tuple[int, int], attention: Tensor | None
     ) -> tuple[Tokens, Tokens]:
         pruner, prefix = self._pruner(module), self.num_prefix_tokens
-        if self.training and torch.is_grad_enabled():
-            logits = pruner.predict(tokens.x)
-            self._aux.append(None if logits is None else (logits, grid))
         patches = tokens.position[:, prefix:] - prefix
+        if self.training and torch.is_grad_enabled():
+            prediction = pruner.predict(tokens.x, patches)
+            self._aux.append(None if prediction is None else (prediction, grid))
         if count:
             scores = pruner.score(tokens.x[:, prefix:].detach(), patches, grid, attention)
             kept, removed = split(tokens, scores, count, prefix)

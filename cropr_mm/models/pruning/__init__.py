@@ -2,6 +2,7 @@ from .aux_heads import BaseAuxHead, ClsAuxHead, MultiLabelAuxHead, PatchSegAuxHe
 from .base import BasePruner
 from .baselines import AttentionPruner, RandomPruner, VariancePruner
 from .cropr import CroprPruner
+from .difficulty import DifficultyPruner, TokenClassAuxHead
 from .schedule import Schedule
 
 __all__ = [
@@ -10,9 +11,11 @@ __all__ = [
     'BasePruner',
     'ClsAuxHead',
     'CroprPruner',
+    'DifficultyPruner',
     'MultiLabelAuxHead',
     'PatchSegAuxHead',
     'RandomPruner',
     'Schedule',
+    'TokenClassAuxHead',
     'VariancePruner',
 ]

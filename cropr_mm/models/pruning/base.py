@@ -50,12 +50,17 @@ class BasePruner(nn.Module):
         """
         raise NotImplementedError
 
-    def predict(self, tokens: Tensor) -> Tensor | None:
-        """Auxiliary prediction from all tokens (B, P + N, D), in training; None where there is nothing to train."""
+    def predict(self, tokens: Tensor, index: Tensor) -> Any:
+        """Auxiliary prediction in training; None where there is nothing to train.
+
+        Args:
+            tokens: (B, P + N, D), all tokens that leave the block, prefix first.
+            index: (B, N) int64, raster positions of the patch tokens.
+        """
         return None
 
-    def aux_loss(self, logits: Tensor, data_samples: Sequence[Any], grid: tuple[int, int]) -> Tensor:
-        """Loss (scalar) of an auxiliary prediction; see :meth:`BaseAuxHead.loss`."""
+    def aux_loss(self, prediction: Any, data_samples: Sequence[Any], grid: tuple[int, int]) -> Tensor:
+        """Loss (scalar) of what :meth:`predict` returned; see :meth:`BaseAuxHead.loss`."""
         raise NotImplementedError
 
     def switch_to_deploy(self) -> None:

@@ -99,7 +99,7 @@ class CroprPruner(BasePruner):
             scores = torch.bmm(x, vector.expand(len(x), -1).unsqueeze(-1)).squeeze(-1)
             return -scores if self.reverse else scores
 
-    def predict(self, tokens: Tensor) -> Tensor | None:
+    def predict(self, tokens: Tensor, index: Tensor) -> Any:
         if self.aux_head is None:
             return None
         x = tokens.detach() if self.stop_gradient else tokens
@@ -111,8 +111,8 @@ class CroprPruner(BasePruner):
         z = z if self.proj is None else self.proj(z)
         return self.aux_head(z if self.mlp is None or self.norm is None else z + self.mlp(self.norm(z)))
 
-    def aux_loss(self, logits: Tensor, data_samples: Sequence[Any], grid: tuple[int, int]) -> Tensor:
-        return self.aux_head.loss(logits, data_samples, grid)
+    def aux_loss(self, prediction: Any, data_samples: Sequence[Any], grid: tuple[int, int]) -> Tensor:
+        return self.aux_head.loss(prediction, data_samples, grid)
 
     # --- deployment -------------------------------------------------------------------------------------------
 

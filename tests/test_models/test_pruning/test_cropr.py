@@ -100,18 +100,20 @@ def test_kept_set(case):
 
 def test_auxiliary_prediction(case):
     _, pruner, x, *_, expected = case
-    torch.testing.assert_close(pruner.predict(x).double(), torch.stack([p for _, p in expected]), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        pruner.predict(x, index_of(x)).double(), torch.stack([p for _, p in expected]), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_auxiliary_loss(case):
     head, pruner, x, samples, targets, _, expected = case
-    loss = pruner.aux_loss(pruner.predict(x), samples, GRID)
+    loss = pruner.aux_loss(pruner.predict(x, index_of(x)), samples, GRID)
     torch.testing.assert_close(loss.double(), reference_loss(head, [p for _, p in expected], targets))
 
 
 def test_gradients_of_queries_mlp_norms_and_head(case):
     head, pruner, x, samples, targets, weights, expected = case
-    pruner.aux_loss(pruner.predict(x), samples, GRID).backward()
+    pruner.aux_loss(pruner.predict(x, index_of(x)), samples, GRID).backward()
     reference_loss(head, [p for _, p in expected], targets).backward()
     for name, parameter in pruner.named_parameters():
         assert weights[name].grad.abs().max() > 0, name

@@ -55,7 +55,7 @@ def test_scores_and_prediction(options):
     pruner, x = build(**options), torch.randn(2, PREFIX + 12, DIM, dtype=torch.float64)
     index = torch.arange(12).expand(2, -1)
     scores, prediction = reference(pruner, x, **options)
-    torch.testing.assert_close(pruner.predict(x), prediction)
+    torch.testing.assert_close(pruner.predict(x, index), prediction)
     # What every token has in common (key bias, norm bias) is left out of the score: it ranks nothing.
     ours = pruner.score(x[:, PREFIX:], index, GRID).double()
     torch.testing.assert_close(
