@@ -62,6 +62,8 @@ class TokenClassAuxHead(BaseAuxHead):
             prediction: see :class:`TokenPrediction`.
             data_samples, grid: see :meth:`BaseAuxHead.loss`.
         """
+        if not isinstance(prediction, TokenPrediction):
+            raise TypeError("TokenClassAuxHead reads single tokens; set pruning.pruner.type='DifficultyPruner'")
         scores, logits, index = prediction
         targets = [patch_classes(s, grid, self.patch_size, self.num_classes, self.ignore_index) for s in data_samples]
         shares = take_rows(torch.stack(targets).to(logits.device), index)
@@ -82,7 +84,8 @@ class DifficultyPruner(CroprPruner):
     costs a small share of a block.
 
     Args:
-        aux_head: config of the auxiliary head, a :class:`TokenClassAuxHead`.
+        num_classes: classes of the label maps or boxes.
+        ignore_index: value of a label map that is no class.
         reverse, deploy, embed_dim, grid, patch_size: see :class:`CroprPruner`.
     """
 
@@ -91,15 +94,13 @@ class DifficultyPruner(CroprPruner):
         embed_dim: int,
         grid: tuple[int, int],
         patch_size: int,
-        aux_head: dict[str, Any],
+        num_classes: int,
+        ignore_index: int = 255,
         reverse: bool = False,
         deploy: bool = False,
     ) -> None:
-        super().__init__(embed_dim, grid, patch_size, aux_head, mlp=False, reverse=reverse, deploy=deploy)
-        if not deploy and not isinstance(self.aux_head, TokenClassAuxHead):
-            raise ValueError(
-                f'pruning.pruner.aux_head.type={aux_head["type"]!r}; DifficultyPruner works with TokenClassAuxHead'
-            )
+        head = dict(type='TokenClassAuxHead', num_classes=num_classes, ignore_index=ignore_index)
+        super().__init__(embed_dim, grid, patch_size, head, mlp=False, reverse=reverse, deploy=deploy)
 
     def predict(self, tokens: Tensor, index: Tensor) -> Any:
         if self.aux_head is None:
