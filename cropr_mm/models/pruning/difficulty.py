@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from mmengine.registry import MODELS
@@ -15,7 +16,8 @@ from .cropr import CroprPruner
 from .patch_targets import patch_classes
 
 
-class TokenPrediction(NamedTuple):
+@dataclass(frozen=True)
+class TokenPrediction:
     """What :class:`DifficultyPruner` predicts for N patch tokens.
 
     Attributes:
@@ -55,20 +57,19 @@ class TokenClassAuxHead(BaseAuxHead):
         torch.nn.init.zeros_(self.fc.bias)
         self.patch_size = patch_size
 
-    def loss(self, prediction: TokenPrediction, data_samples: Sequence[Any], grid: tuple[int, int]) -> Tensor:
+    def loss(self, prediction: Any, data_samples: Sequence[Any], grid: tuple[int, int]) -> Tensor:
         """Cross-entropy of the tokens' classes, mean over what is labelled, plus that of the attention.
 
         Args:
-            prediction: see :class:`TokenPrediction`.
+            prediction: a :class:`TokenPrediction`.
             data_samples, grid: see :meth:`BaseAuxHead.loss`.
         """
         if not isinstance(prediction, TokenPrediction):
             raise TypeError("TokenClassAuxHead reads single tokens; set pruning.pruner.type='DifficultyPruner'")
-        scores, logits, index = prediction
         targets = [patch_classes(s, grid, self.patch_size, self.num_classes, self.ignore_index) for s in data_samples]
-        shares = take_rows(torch.stack(targets).to(logits.device), index)
-        difficulty = -(shares * logits.float().log_softmax(dim=-1)).sum(dim=-1)
-        attention = scores.float().log_softmax(dim=1)
+        shares = take_rows(torch.stack(targets).to(prediction.logits.device), prediction.index)
+        difficulty = -(shares * prediction.logits.float().log_softmax(dim=-1)).sum(dim=-1)
+        attention = prediction.scores.float().log_softmax(dim=1)
         total = difficulty.detach().sum(dim=1, keepdim=True)
         wanted = difficulty.detach() / total.clamp(min=torch.finfo(total.dtype).tiny)
         followed = -(wanted * attention).sum() / (total > 0).sum().clamp(min=1)
