@@ -3,6 +3,7 @@
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from mmengine.registry import DefaultScope
 
 settings.register_profile(
     'repeatable', deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -13,3 +14,12 @@ settings.load_profile('repeatable')
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def scope():
+    """The library whose names come first is that of the test, not of one that ran before."""
+    before = dict(DefaultScope._instance_dict)
+    yield
+    DefaultScope._instance_dict.clear()
+    DefaultScope._instance_dict.update(before)
