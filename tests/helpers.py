@@ -13,6 +13,8 @@ from cropr_mm import CroprViT
 SMALL: dict[str, dict[str, Any]] = {
     'vit': dict(family='vit', embed_dim=16, depth=5, num_heads=2, mlp_ratio=2.0),
     'eva02': dict(family='eva02', embed_dim=16, depth=5, num_heads=2, mlp_ratio=2.0),
+    'dinov2': dict(family='dinov2', embed_dim=16, depth=5, num_heads=2, mlp_ratio=2.0, num_registers=2),
+    'dinov3': dict(family='dinov3', embed_dim=16, depth=5, num_heads=2, mlp_ratio=2.0),
 }
 
 

@@ -97,9 +97,11 @@ class CropModel(BaseModel):
         ]
 
     def _positions(self, row: int, column: int) -> Tensor:
-        window = self.vit.pos_embed[:, 1:].unflatten(1, (self.side, self.side))
+        positions = self.vit.pos_embed
+        assert positions is not None
+        window = positions[:, 1:].unflatten(1, (self.side, self.side))
         window = window[:, row : row + self.window, column : column + self.window].flatten(1, 2)
-        return torch.cat([self.vit.pos_embed[:, :1], window], dim=1)
+        return torch.cat([positions[:, :1], window], dim=1)
 
 
 class CropAccuracy(BaseMetric):

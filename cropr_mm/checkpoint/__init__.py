@@ -1,4 +1,12 @@
-from .load import load_vit_weights, read_state_dict
+from .files import read_state_dict, read_weights
+from .load import load_init_cfg, load_vit_weights
 from .resize import resize_patch_embedding, resize_position_embedding
 
-__all__ = ['load_vit_weights', 'read_state_dict', 'resize_patch_embedding', 'resize_position_embedding']
+__all__ = [
+    'load_init_cfg',
+    'load_vit_weights',
+    'read_state_dict',
+    'read_weights',
+    'resize_patch_embedding',
+    'resize_position_embedding',
+]

@@ -1,128 +1,136 @@
-"""Pretrained weights of plain Vision Transformers into a CroprViT."""
+"""Pretrained weights of plain Vision Transformers into a CroprViT, whole or not at all."""
 
 from __future__ import annotations
 
-import math
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import copy
+import logging
+import textwrap
+from collections.abc import Mapping
+from typing import Any, Protocol
 
-import torch
 from mmengine.logging import MMLogger
-from mmengine.runner import CheckpointLoader
-from torch import Tensor
+from torch import Tensor, nn
 
-from .resize import resize_patch_embedding, resize_position_embedding
+from .files import read_weights, shorten
+from .fit import fit
+from .layouts import convert
 
-if TYPE_CHECKING:
-    from ..models.vit import CroprViT
-
-WRAPPERS = ('state_dict', 'model')
-PREFIXES = ('backbone.', 'module.')
-# Parts of published checkpoints that a backbone has no place for: classifiers, decoders' leftovers, cached angles.
-IGNORED = ('head.', 'head_dist.', 'fc_norm.', 'rope.', 'mask_token')
+_INIT_KEYS = ('type', 'checkpoint', 'prefix', 'map_location')
 
 
-def read_state_dict(path: str) -> dict[str, Tensor]:
-    """Read a state dict from a .safetensors or torch file, or from an address that mmengine knows.
+class Backbone(Protocol):
+    """What loading needs of a model; a CroprViT has it."""
 
-    Pickled code is never run (``weights_only``).
+    arch: Any
+    grid: tuple[int, int]
+    pruners: nn.Module
 
-    Args:
-        path: the file. ``state_dict`` / ``model`` around the weights and ``backbone.`` / ``module.`` in front of
-            every name are taken off.
+    def state_dict(self) -> dict[str, Tensor]: ...
 
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file is damaged, refused or holds no weights.
-    """
-    if '://' in path:
-        state: Any = CheckpointLoader.load_checkpoint(path, map_location='cpu')
-    elif not Path(path).is_file():
-        raise FileNotFoundError(f'init_cfg.checkpoint={path!r}: there is no such file')
-    else:
-        state = _read_file(path)
-    for key in WRAPPERS:
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    weights = {k: v for k, v in state.items() if isinstance(v, Tensor)} if isinstance(state, dict) else {}
-    if not weights:
-        raise ValueError(
-            f'{path}: holds no weights (a dict of tensors, perhaps under {" or ".join(WRAPPERS)}, is expected)'
-        )
-    for prefix in PREFIXES:
-        inside = {k[len(prefix) :]: v for k, v in weights.items() if k.startswith(prefix)}
-        weights = inside or weights
-    return weights
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> Any: ...
 
 
-def _read_file(path: str) -> Any:
-    try:
-        if path.endswith('.safetensors'):
-            from safetensors.torch import load_file
+def load_vit_weights(model: Backbone, path: str, prefix: str | None = None) -> None:
+    """Load pretrained weights in any layout of :data:`~cropr_mm.checkpoint.layouts.LAYOUTS`.
 
-            return load_file(path)
-        return torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as error:  # every reader has its own exceptions for a damaged file
-        raise ValueError(
-            f'{path}: cannot be read as a checkpoint; the file is damaged, cut short, or holds more than '
-            f'weights ({type(error).__name__}: {next(iter(str(error).splitlines()), "")})'
-        ) from error
-
-
-def load_vit_weights(model: CroprViT, path: str) -> None:
-    """Load pretrained weights in timm's layout; pruners keep their initial values unless the file has them.
-
-    Position and patch embedding are resized (bicubic) where the sizes differ.
+    Position and patch embedding are resized where the sizes differ. Pruners come from the file too if they are such
+    as the model has; otherwise they keep their initial values, and the log says so.
 
     Args:
         model: the backbone.
-        path: see :func:`read_state_dict`.
+        path: see :func:`~cropr_mm.checkpoint.files.read_weights`.
+        prefix: see there.
 
     Raises:
-        ValueError: weights are missing, left over or of another shape; all of them are listed, and the model is
-            left as it was.
+        ValueError: an unknown layout, or weights that are missing, left over or of another shape; all of them are
+            listed, and the model is left as it was.
     """
-    state = read_state_dict(path)
-    if 'norm.weight' not in state and 'fc_norm.weight' in state:
-        # timm renames the final norm of models that pool by average.
-        state.update({f'norm.{k}': state[f'fc_norm.{k}'] for k in ('weight', 'bias')})
+    found = read_weights(path, prefix)
     own = model.state_dict()
-    for key, resize in (('pos_embed', _resize_position), ('patch_embed.proj.weight', _resize_patch)):
-        if key in state and state[key].shape != own[key].shape and state[key].ndim == own[key].ndim:
-            state[key] = resize(state[key], model, path)
-    pruned = any(k.startswith('pruners.') for k in state)  # then all of them are wanted, not the first few
-    missing = [k for k in own if k not in state and (pruned or not k.startswith('pruners.'))]
-    extra = [
-        k
-        for k in state
-        if k not in own
-        and not k.startswith(IGNORED)
-        and not (isinstance(model.norm, torch.nn.Identity) and k.startswith('norm.'))
-    ]
+    pruners = {name: value for name, value in found.state.items() if name.startswith('pruners.')}
+    dense = {name: value for name, value in found.state.items() if name not in pruners}
+    try:
+        converted, layout = convert(dense)
+        state, notes = fit(converted, own, model.grid, found.grid)
+    except ValueError as error:
+        raise ValueError(f'{path}: {error}; its names are {shorten(list(dense))}') from error
+    backbone = {name: value for name, value in own.items() if not name.startswith('pruners.')}
+    _compare(state, backbone, path, layout, model)
+    reason = _load_pruners(model.pruners, pruners)
+    model.load_state_dict({**model.state_dict(), **state})
+    if found.elsewhere:
+        notes.append(f'left out: {", ".join(found.elsewhere)}')
+    logger = MMLogger.get_current_instance()
+    logger.info(f'CroprViT: {"; ".join([f"loaded {len(state)} tensors from {path} ({layout})", *notes])}')
+    if reason is not None:
+        logger.log(
+            logging.WARNING if any(True for _ in model.pruners.parameters()) else logging.INFO,
+            f"CroprViT: the pruners in {path} were left out, as they are not this model's ({reason})",
+        )
+
+
+def load_init_cfg(model: Backbone, settings: Mapping[str, Any]) -> None:
+    """Load what an ``init_cfg`` of type ``Pretrained`` names.
+
+    Raises:
+        ValueError: no checkpoint, or a key that is unknown.
+    """
+    unknown = sorted(set(settings) - set(_INIT_KEYS))
+    if unknown or not isinstance(settings.get('checkpoint'), str):
+        raise ValueError(
+            f'init_cfg={dict(settings)!r}; type, checkpoint (a path or an address) and, if needed, prefix are expected'
+        )
+    load_vit_weights(model, settings['checkpoint'], settings.get('prefix'))
+
+
+def _compare(state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: str, layout: str, model: Backbone) -> None:
+    missing = [name for name in own if name not in state]
+    extra = [name for name in state if name not in own]
     shapes = [
-        f'{k} {tuple(state[k].shape)}, expected {tuple(own[k].shape)}'
-        for k in own
-        if k in state and state[k].shape != own[k].shape
+        f'{name} {tuple(state[name].shape)}, expected {tuple(own[name].shape)}'
+        for name in own
+        if name in state and state[name].shape != own[name].shape
     ]
     if missing or extra or shapes:
         parts = (('missing', missing), ('left over', extra), ('of another shape', shapes))
-        listed = '; '.join(f'{what}: {_shorten(keys)}' for what, keys in parts if keys)
-        raise ValueError(f'{path}: does not fit arch {model.arch} ({listed})')
-    model.load_state_dict({k: v for k, v in state.items() if k in own}, strict=False)
-    MMLogger.get_current_instance().info(f'CroprViT: loaded {sum(k in own for k in state)} tensors from {path}')
+        listed = '; '.join(f'{what}: {shorten(names)}' for what, names in parts if names)
+        hints = _hints(missing, extra, state)
+        raise ValueError(
+            f'{path}: read as {layout}, does not fit arch {model.arch} ({listed})'
+            + (f'. Perhaps: {"; ".join(hints)}' if hints else '')
+        )
 
 
-def _shorten(keys: list[str], limit: int = 12) -> str:
-    return ', '.join(keys[:limit]) + (f' and {len(keys) - limit} more' if len(keys) > limit else '')
+def _hints(missing: list[str], extra: list[str], state: Mapping[str, Tensor]) -> list[str]:
+    """Settings of the model with which weights would fit that do not."""
+    hints = []
+    if 'reg_token' in extra:
+        hints.append(f'arch.num_registers={state["reg_token"].shape[1]}')
+    if 'reg_token' in missing:
+        hints.append('arch.num_registers=0')
+    if 'cls_token' in missing:
+        hints.append('arch.class_token=False')
+    if 'blocks.0.ls1.gamma' in extra:
+        hints.append('arch.layer_scale=1e-5 (any number)')
+    if 'blocks.0.ls1.gamma' in missing:
+        hints.append('arch.layer_scale=None')
+    if 'norm.weight' in missing:
+        hints.append('final_norm=False (mmsegmentation trains without by default)')
+    if 'blocks.0.attn.k_bias' in extra:
+        hints.append('arch.key_bias=True')
+    return hints
 
 
-def _resize_position(pos_embed: Tensor, model: CroprViT, path: str) -> Tensor:
-    prefix = model.num_prefix_tokens
-    side = math.isqrt(max(pos_embed.shape[1] - prefix, 0))
-    if not side or side * side + prefix != pos_embed.shape[1]:
-        raise ValueError(f'{path}: pos_embed {tuple(pos_embed.shape)} is no square grid behind {prefix} prefix tokens')
-    return resize_position_embedding(pos_embed, (side, side), model.grid, prefix)
-
-
-def _resize_patch(weight: Tensor, model: CroprViT, path: str) -> Tensor:
-    return resize_patch_embedding(weight, model.patch_size)
+def _load_pruners(pruners: nn.Module, weights: Mapping[str, Tensor]) -> str | None:
+    """Load a file's pruners whole, or leave the model's as they are and tell why."""
+    if all(name == 'pruners.blocks' for name in weights):  # none, or such as have no weights
+        return None
+    if not any(True for _ in pruners.parameters()):
+        return 'this model has none with weights'
+    trial = copy.deepcopy(pruners)  # loading renumbers and folds, so only loading tells; and it may fail half way
+    try:
+        trial.load_state_dict({name[len('pruners.') :]: value for name, value in weights.items()})
+    except (RuntimeError, ValueError) as error:
+        return textwrap.shorten(str(error), 300, placeholder=' …')
+    pruners.load_state_dict(trial.state_dict())
+    return None

@@ -21,5 +21,17 @@ def resize_position_embedding(pos_embed: Tensor, old: tuple[int, int], new: tupl
 
 
 def resize_patch_embedding(weight: Tensor, patch_size: int) -> Tensor:
-    """Resize the kernel of a patch embedding (D, 3, h, w) to ``patch_size`` (bicubic, as EVA-02's 14 to 16)."""
-    return F.interpolate(weight.float(), (patch_size,) * 2, mode='bicubic', antialias=True).to(weight.dtype)
+    """Resize the kernel of a patch embedding (D, 3, h, w) to ``patch_size``.
+
+    The new kernel is the one that answers to a resized patch as the old one answered to the patch, in the sense of
+    least squares (FlexiViT, arXiv 2212.08013, section 3.4): with R the matrix that resizes a patch (bicubic,
+    antialiased), it solves Rᵀ w' = w. Resizing the kernel itself would scale its answers with the area.
+    """
+    old = (weight.shape[2], weight.shape[3])
+    if old == (patch_size, patch_size):
+        return weight
+    basis = torch.eye(old[0] * old[1], dtype=torch.float64).view(-1, 1, *old)
+    # Row i is what becomes of a patch with a 1 at its pixel i: Rᵀ.
+    resized = F.interpolate(basis, (patch_size, patch_size), mode='bicubic', antialias=True).flatten(1)
+    new = weight.flatten(2).double() @ torch.linalg.pinv(resized).T
+    return new.unflatten(2, (patch_size, patch_size)).to(weight.dtype)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from typing import Any
 
-FAMILIES = ('vit', 'eva02')
+FAMILIES = ('vit', 'eva02', 'dinov2', 'dinov3')
+MLPS = ('gelu', 'swiglu', 'swiglu_packed')
+ROTARY = (None, 'eva02', 'dinov3')
 
 
 @dataclass(frozen=True)
@@ -15,18 +17,27 @@ class Arch:
     """Shape of a plain Vision Transformer.
 
     Attributes:
-        family: ``'vit'`` (Dosovitskiy et al., arXiv 2010.11929) or ``'eva02'`` (Fang et al., arXiv 2303.11331).
+        family: whose defaults a dict is completed with: ``'vit'`` (Dosovitskiy et al., arXiv 2010.11929), ``'eva02'``
+            (Fang et al., arXiv 2303.11331), ``'dinov2'`` (Oquab et al., arXiv 2304.07193) or ``'dinov3'`` (Siméoni
+            et al., arXiv 2508.10104).
         embed_dim: channels D of a token.
         depth: number of blocks.
         num_heads: attention heads; must divide ``embed_dim``.
         mlp_ratio: hidden channels of the MLP per channel of a token.
         class_token: whether a class token goes in front of the patch tokens.
-        rotary: rotary position embedding of queries and keys (axial, 10000 base).
-        rotary_ref: side of the grid, in patches, that the rotary angles are scaled to.
+        num_registers: learnt tokens between the class token and the patch tokens (Darcet et al., arXiv 2309.16588).
+        position_embedding: whether patch tokens get a learnt absolute position embedding. The class token has an
+            entry in it where there are no registers; with registers no prefix token has one.
+        rotary: rotary position embedding of queries and keys: None, ``'eva02'`` or ``'dinov3'``, which differ in
+            coordinates, frequencies and channel pairs (see :func:`~cropr_mm.models.rotary.rotary_angles`).
+        rotary_ref: side of the grid, in patches, that the angles of ``'eva02'`` are scaled to.
         mlp: ``'gelu'``, ``'swiglu'`` (gate and value in two layers) or ``'swiglu_packed'`` (in one).
         sub_norm: LayerNorm inside the SwiGLU.
         qkv_fused: queries, keys and values from one linear layer.
-        key_bias: whether keys have a bias.
+        key_bias: whether keys have a bias; queries and values always have one.
+        layer_scale: initial value of a learnt factor per channel behind attention and MLP (Touvron et al.,
+            arXiv 2103.17239), or None for no such factor.
+        norm_eps: epsilon of the LayerNorms.
     """
 
     family: str = 'vit'
@@ -35,12 +46,26 @@ class Arch:
     num_heads: int = 12
     mlp_ratio: float = 4.0
     class_token: bool = True
-    rotary: bool = False
+    num_registers: int = 0
+    position_embedding: bool = True
+    rotary: str | None = None
     rotary_ref: int = 16
     mlp: str = 'gelu'
     sub_norm: bool = False
     qkv_fused: bool = True
     key_bias: bool = True
+    layer_scale: float | None = None
+    norm_eps: float = 1e-6
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Tokens in front of the patch tokens: the class token, then the registers."""
+        return int(self.class_token) + self.num_registers
+
+    @property
+    def num_embedded_prefix_tokens(self) -> int:
+        """Prefix tokens that have an entry in the absolute position embedding."""
+        return int(self.class_token and not self.num_registers)
 
 
 def _eva02(embed_dim: int, depth: int, num_heads: int, large: bool) -> Arch:
@@ -51,13 +76,40 @@ def _eva02(embed_dim: int, depth: int, num_heads: int, large: bool) -> Arch:
         depth,
         num_heads,
         mlp_ratio=4 * 2 / 3,
-        rotary=True,
+        rotary='eva02',
         key_bias=False,
         mlp='swiglu' if large else 'swiglu_packed',
         sub_norm=large,
         qkv_fused=not large,
     )
 
+
+def _dinov2(embed_dim: int, depth: int, num_heads: int, **settings: Any) -> Arch:
+    return Arch('dinov2', embed_dim, depth, num_heads, layer_scale=1e-5, **settings)
+
+
+def _dinov3(embed_dim: int, depth: int, num_heads: int, **settings: Any) -> Arch:
+    return Arch(
+        'dinov3',
+        embed_dim,
+        depth,
+        num_heads,
+        num_registers=4,
+        position_embedding=False,
+        rotary='dinov3',
+        key_bias=False,
+        layer_scale=1e-5,
+        norm_eps=1e-5,
+        **settings,
+    )
+
+
+_DINOV2 = {
+    'dinov2-small': _dinov2(384, 12, 6),
+    'dinov2-base': _dinov2(768, 12, 12),
+    'dinov2-large': _dinov2(1024, 24, 16),
+    'dinov2-giant': _dinov2(1536, 40, 24, mlp='swiglu_packed', mlp_ratio=8 / 3),
+}
 
 ARCHS: dict[str, Arch] = {
     'vit-tiny': Arch('vit', 192, 12, 3),
@@ -69,9 +121,17 @@ ARCHS: dict[str, Arch] = {
     'eva02-small': _eva02(384, 12, 6, large=False),
     'eva02-base': _eva02(768, 12, 12, large=True),
     'eva02-large': _eva02(1024, 24, 16, large=True),
+    **_DINOV2,
+    **{f'{name}-reg4': replace(arch, num_registers=4) for name, arch in _DINOV2.items()},
+    'dinov3-small': _dinov3(384, 12, 6),
+    'dinov3-small-plus': _dinov3(384, 12, 6, mlp='swiglu'),
+    'dinov3-base': _dinov3(768, 12, 12),
+    'dinov3-large': _dinov3(1024, 24, 16),
+    'dinov3-huge-plus': _dinov3(1280, 32, 20, mlp='swiglu'),
+    'dinov3-7b': _dinov3(4096, 40, 32, mlp='swiglu', mlp_ratio=2.0),
 }
 
-_FAMILY_DEFAULTS = {'vit': ARCHS['vit-base'], 'eva02': ARCHS['eva02-base']}
+_FAMILY_DEFAULTS = {family: ARCHS[f'{family}-base'] for family in FAMILIES}
 
 
 def resolve_arch(arch: str | Mapping[str, Any]) -> Arch:
@@ -101,15 +161,25 @@ def resolve_arch(arch: str | Mapping[str, Any]) -> Arch:
     if unknown:
         raise ValueError(f'arch has unknown keys {", ".join(unknown)}; valid are {", ".join(known)}')
     resolved = Arch(**{**known, **settings})
-    for key in ('embed_dim', 'depth', 'num_heads'):
-        value = getattr(resolved, key)
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f'arch.{key}={value!r}; a positive integer is expected')
-    multiple = 4 * resolved.num_heads if resolved.rotary else resolved.num_heads
-    if resolved.embed_dim % multiple:
-        raise ValueError(
-            f'arch.embed_dim={resolved.embed_dim} with {resolved.num_heads} heads; a multiple of {multiple} is expected'
-        )
-    if resolved.mlp not in ('gelu', 'swiglu', 'swiglu_packed'):
-        raise ValueError(f"arch.mlp={resolved.mlp!r}; valid are 'gelu', 'swiglu', 'swiglu_packed'")
+    _check(resolved)
     return resolved
+
+
+def _check(arch: Arch) -> None:
+    for key, least in (('embed_dim', 1), ('depth', 1), ('num_heads', 1), ('num_registers', 0)):
+        value = getattr(arch, key)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            wanted = 'a positive integer' if least else 'an integer of 0 or more'
+            raise ValueError(f'arch.{key}={value!r}; {wanted} is expected')
+    for key, choices in (('mlp', MLPS), ('rotary', ROTARY)):
+        value = getattr(arch, key)
+        if value not in choices:
+            raise ValueError(f'arch.{key}={value!r}; valid are {", ".join(map(repr, choices))}')
+    multiple = 4 * arch.num_heads if arch.rotary else arch.num_heads
+    if arch.embed_dim % multiple:
+        raise ValueError(
+            f'arch.embed_dim={arch.embed_dim} with {arch.num_heads} heads; a multiple of {multiple} is expected'
+        )
+    scale = arch.layer_scale
+    if scale is not None and (isinstance(scale, bool) or not isinstance(scale, (int, float)) or scale < 0):
+        raise ValueError(f'arch.layer_scale={scale!r}; None or an initial value of 0 or more is expected')

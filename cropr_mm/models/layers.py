@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .archs import Arch
+from .rotary import apply_rotary
 
 AttentionWatcher = Callable[[Tensor, Tensor], None]
 """Called with the queries and keys (B, heads, M, head_dim) of an attention, rotated, before the softmax."""
@@ -36,46 +37,6 @@ class PatchEmbed(nn.Module):
         return x.flatten(2).transpose(1, 2), (x.shape[2], x.shape[3])
 
 
-def rotary_table(grid: tuple[int, int], head_dim: int, reference: int, prefix: int, device: torch.device) -> Tensor:
-    """Angles of the axial rotary embedding for each token (EVA-02, arXiv 2303.11331, section 2).
-
-    Half of the channel pairs turn with the row, half with the column, both scaled so that any grid spans
-    ``reference`` patches.
-
-    Returns:
-        (prefix + N, head_dim / 2, 2) float32: cosine and sine for each channel pair; prefix tokens do not turn.
-    """
-    bands = 10000.0 ** -(torch.arange(head_dim // 4, device=device, dtype=torch.float32) / (head_dim // 4))
-    rows, columns = (torch.arange(side, device=device, dtype=torch.float32) / side * reference for side in grid)
-    angle = torch.cat(
-        [
-            (rows[:, None, None] * bands).expand(-1, grid[1], -1),
-            (columns[None, :, None] * bands).expand(grid[0], -1, -1),
-        ],
-        dim=-1,
-    ).flatten(0, 1)
-    angle = F.pad(angle, (0, 0, prefix, 0))
-    return torch.stack([angle.cos(), angle.sin()], dim=-1)
-
-
-def apply_rotary(x: Tensor, rotary: Tensor) -> Tensor:
-    """Turn neighbouring channel pairs of queries or keys.
-
-    Args:
-        x: (B, M, heads, head_dim).
-        rotary: (M, head_dim / 2, 2), or (B, M, head_dim / 2, 2) where each sample has its own tokens.
-    """
-    wide = torch.promote_types(x.dtype, torch.float32)  # angles lose too much in half precision
-    pairs, rotary = x.to(wide).unflatten(-1, (-1, 2)), rotary.to(wide).unsqueeze(-3)
-    if torch.compiler.is_compiling():
-        (even, odd), (cos, sin) = pairs.unbind(-1), rotary.unbind(-1)
-        turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1)
-    else:
-        # One pass over contiguous memory, many times faster on a CPU; compilers know no complex numbers.
-        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rotary))
-    return turned.flatten(-2).to(x.dtype)
-
-
 class Attention(nn.Module):
     """Multi-head self-attention over the tokens that are there (fused kernel)."""
 
@@ -84,6 +45,7 @@ class Attention(nn.Module):
         dim = arch.embed_dim
         self.num_heads = arch.num_heads
         self.fused, self.key_bias = arch.qkv_fused, arch.key_bias
+        self.rotary_halves = arch.rotary == 'dinov3'
         if not arch.qkv_fused:
             self.q_proj = nn.Linear(dim, dim)
             self.k_proj = nn.Linear(dim, dim, bias=arch.key_bias)
@@ -109,7 +71,7 @@ class Attention(nn.Module):
         """(B, M, D) → (B, M, D)."""
         q, k, v = self._qkv(x)
         if rotary is not None:
-            q, k = apply_rotary(q, rotary), apply_rotary(k, rotary)
+            q, k = (apply_rotary(t, rotary, self.rotary_halves) for t in (q, k))
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if watch is not None:
             watch(q, k)
@@ -150,7 +112,7 @@ class SwiGLU(nn.Module):
     ``packed`` holds gate and value in one layer ``fc1``, otherwise in ``fc1_g`` and ``fc1_x``.
     """
 
-    def __init__(self, dim: int, hidden: int, packed: bool, sub_norm: bool) -> None:
+    def __init__(self, dim: int, hidden: int, packed: bool, sub_norm: bool, norm_eps: float = 1e-6) -> None:
         super().__init__()
         self.packed = packed
         if packed:
@@ -158,12 +120,23 @@ class SwiGLU(nn.Module):
         else:
             self.fc1_g = nn.Linear(dim, hidden)
             self.fc1_x = nn.Linear(dim, hidden)
-        self.norm = nn.LayerNorm(hidden, eps=1e-6) if sub_norm else nn.Identity()
+        self.norm = nn.LayerNorm(hidden, eps=norm_eps) if sub_norm else nn.Identity()
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, value = self.fc1(x).chunk(2, dim=-1) if self.packed else (self.fc1_g(x), self.fc1_x(x))
         return self.fc2(self.norm(F.silu(gate) * value))
+
+
+class LayerScale(nn.Module):
+    """One learnt factor per channel (Touvron et al., arXiv 2103.17239)."""
+
+    def __init__(self, dim: int, initial: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), float(initial)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
 
 
 class DropPath(nn.Module):
@@ -189,18 +162,21 @@ class Block(nn.Module):
     def __init__(self, arch: Arch, drop_path: float) -> None:
         super().__init__()
         dim, hidden = arch.embed_dim, int(arch.embed_dim * arch.mlp_ratio)
-        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        scale = arch.layer_scale
+        self.norm1 = nn.LayerNorm(dim, eps=arch.norm_eps)
         self.attn = Attention(arch)
-        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.ls1 = nn.Identity() if scale is None else LayerScale(dim, scale)
+        self.norm2 = nn.LayerNorm(dim, eps=arch.norm_eps)
         self.mlp: nn.Module = Mlp(dim, hidden)
         if arch.mlp != 'gelu':
-            self.mlp = SwiGLU(dim, hidden, packed=arch.mlp == 'swiglu_packed', sub_norm=arch.sub_norm)
+            self.mlp = SwiGLU(dim, hidden, arch.mlp == 'swiglu_packed', arch.sub_norm, arch.norm_eps)
+        self.ls2 = nn.Identity() if scale is None else LayerScale(dim, scale)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor, rotary: Tensor | None = None, watch: AttentionWatcher | None = None) -> Tensor:
         """(B, M, D) → (B, M, D)."""
-        x = x + self.drop_path(self.attn(self.norm1(x), rotary, watch))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), rotary, watch)))
+        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
 
 
 def init_vit_weights(module: nn.Module) -> None:

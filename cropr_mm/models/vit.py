@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..checkpoint import load_vit_weights, resize_position_embedding
+from ..checkpoint import load_init_cfg, resize_position_embedding
 from ..tokens import SparseFeature
 from .archs import resolve_arch
-from .layers import Block, PatchEmbed, class_attention, init_vit_weights, rotary_table
+from .layers import Block, PatchEmbed, class_attention, init_vit_weights
 from .pruning import BasePruner, Schedule
 from .pruning.build import PrunerList, build_pruning
 from .pruning.selection import Tokens, concat, restore, split
+from .rotary import rotary_angles
 
 PruneListener = Callable[[int, int, Tensor, Tensor], None]
 
@@ -29,9 +31,11 @@ class CroprViT(BaseModule):
     Parameters carry timm's names, so that published weights load as they are, through ``init_cfg`` alone.
 
     Args:
-        arch: a name (``'vit-tiny|small|base|large|huge'``, ``'eva02-tiny|small|base|large'``) or a dict with
-            ``family``, ``embed_dim``, ``depth``, ``num_heads`` and, if it differs from the family's, any other
-            field of :class:`~cropr_mm.models.archs.Arch`.
+        arch: a name (``'vit-tiny|small|base|large|huge'``, ``'eva02-tiny|small|base|large'``,
+            ``'dinov2-small|base|large|giant'`` and the same with ``-reg4``,
+            ``'dinov3-small|small-plus|base|large|huge-plus|7b'``) or a dict with ``family``, ``embed_dim``,
+            ``depth``, ``num_heads`` and, if it differs from the family's, any other field of
+            :class:`~cropr_mm.models.archs.Arch`.
         img_size: side of the training images in pixels, or (H, W). Other sizes work too.
         patch_size: pixels per patch side.
         in_channels: channels of the images.
@@ -47,7 +51,8 @@ class CroprViT(BaseModule):
             of :class:`Schedule` (``rate``, ``target_ratio`` or ``keep``, ``blocks``, ``round_to``, ``fusion``), and
             ``deploy=True`` to build scorers without auxiliary parts. Weights that :meth:`switch_to_deploy` has
             folded need it; those of training are folded as they are loaded.
-        init_cfg: ``dict(type='Pretrained', checkpoint=path)`` loads published weights.
+        init_cfg: ``dict(type='Pretrained', checkpoint=path)`` loads published weights, from any of the layouts in
+            :data:`~cropr_mm.checkpoint.layouts.LAYOUTS`; ``prefix`` chooses where a file holds several models.
 
     Attributes:
         pruning_progress: 0 to 1, the share of the final rate that training prunes (curriculum). Evaluation always
@@ -81,31 +86,33 @@ class CroprViT(BaseModule):
         if len(sides) != 2:
             raise ValueError(f'img_size={img_size!r}; an integer or (H, W) is expected')
         self.grid = self.grid_of(_positive('img_size', sides[0]), _positive('img_size', sides[1]))
-        self.num_prefix_tokens = int(self.arch.class_token)
+        self.num_prefix_tokens = self.arch.num_prefix_tokens
         self.out_indices = self._resolve_out_indices(out_indices)
         if not 0 <= drop_path_rate < 1:
             raise ValueError(f'drop_path_rate={drop_path_rate!r}; 0 or more and below 1 is expected')
 
-        dim, prefix = self.embed_dims, self.num_prefix_tokens
+        dim, registers = self.embed_dims, self.arch.num_registers
+        positions = self.arch.num_embedded_prefix_tokens + self.grid[0] * self.grid[1]
         self.patch_embed = PatchEmbed(self.patch_size, in_channels, dim)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if prefix else None
-        self.pos_embed = nn.Parameter(torch.zeros(1, prefix + self.grid[0] * self.grid[1], dim))
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if self.arch.class_token else None
+        self.reg_token = nn.Parameter(torch.zeros(1, registers, dim)) if registers else None
+        self.pos_embed = nn.Parameter(torch.zeros(1, positions, dim)) if self.arch.position_embedding else None
         self.schedule: Schedule | None = None
         self.pruners = PrunerList([], [])
         if pruning is not None:
             shape = dict(embed_dim=dim, grid=self.grid, patch_size=self.patch_size)
             self.schedule, self.pruners = build_pruning(pruning, self.depth, self.arch.class_token, **shape)
         self.fusion = self.schedule is not None and self.schedule.fusion is not None
-        rates = torch.linspace(0, drop_path_rate, self.depth).tolist()
+        rates = torch.linspace(0, drop_path_rate, self.depth, device='cpu').tolist()
         if self.fusion:
             rates[-1] = 0.0
         self.blocks = nn.ModuleList(Block(self.arch, rate) for rate in rates)
-        self.norm = nn.LayerNorm(dim, eps=1e-6) if final_norm else nn.Identity()
+        self.norm = nn.LayerNorm(dim, eps=self.arch.norm_eps) if final_norm else nn.Identity()
         for part in (self.patch_embed, self.blocks):
             part.apply(init_vit_weights)
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        if self.cls_token is not None:
-            nn.init.trunc_normal_(self.cls_token, std=0.02)
+        for embedding in (self.pos_embed, self.cls_token, self.reg_token):
+            if embedding is not None:
+                nn.init.trunc_normal_(embedding, std=0.02)
 
         if isinstance(frozen_stages, bool) or frozen_stages not in range(-1, self.depth + 1):
             raise ValueError(f'frozen_stages={frozen_stages!r}; -1 to {self.depth} is expected')
@@ -146,11 +153,21 @@ class CroprViT(BaseModule):
 
     def init_weights(self) -> None:
         """Load ``init_cfg``'s checkpoint, if any; otherwise the initial values of the constructor stay."""
-        if isinstance(self.init_cfg, dict) and self.init_cfg.get('type') == 'Pretrained':
-            load_vit_weights(self, self.init_cfg['checkpoint'])
-            self._is_init = True
-        else:
+        settings = [self.init_cfg] if isinstance(self.init_cfg, Mapping) else list(self.init_cfg or [])
+        pretrained = [entry for entry in settings if entry.get('type') == 'Pretrained']
+        if not pretrained:
             super().init_weights()
+            return
+        if len(settings) > 1:
+            raise ValueError(f'init_cfg={settings!r}; one entry is expected, as Pretrained replaces every weight')
+        load_init_cfg(self, pretrained[0])
+        self._is_init = True
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        # A position embedding of 64 tokens may be of 8 × 8 or of 4 × 16 patches; loading into another grid must know.
+        if prefix[:-1] in getattr(destination, '_metadata', {}):
+            destination._metadata[prefix[:-1]]['grid'] = self.grid
 
     # --- forward ----------------------------------------------------------------------------------------------
 
@@ -169,7 +186,7 @@ class CroprViT(BaseModule):
             was last processed.
         """
         x, grid = self._embed(images)
-        angles = self._rotary(grid, images.device)
+        angles = rotary_angles(self.arch, grid, images.device)
         raster = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
         tokens = Tokens(x, raster)
         rotary = angles
@@ -204,15 +221,13 @@ class CroprViT(BaseModule):
 
     def _embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         x, grid = self.patch_embed(images)
-        if self.cls_token is not None:
-            x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
-        return x + resize_position_embedding(self.pos_embed, self.grid, grid, self.num_prefix_tokens), grid
-
-    def _rotary(self, grid: tuple[int, int], device: torch.device) -> Tensor | None:
-        if not self.arch.rotary:
-            return None
-        head_dim = self.embed_dims // self.arch.num_heads
-        return rotary_table(grid, head_dim, self.arch.rotary_ref, self.num_prefix_tokens, device)
+        prefix = [token.expand(len(x), -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
+        x = torch.cat([*prefix, x], dim=1)
+        if self.pos_embed is not None:
+            embedded = self.arch.num_embedded_prefix_tokens
+            positions = resize_position_embedding(self.pos_embed, self.grid, grid, embedded)
+            x = x + F.pad(positions, (0, 0, self.num_prefix_tokens - embedded, 0))  # zeros for the others
+        return x, grid
 
     def _run_block(
         self, block: int, x: Tensor, rotary: Tensor | None, with_attention: bool

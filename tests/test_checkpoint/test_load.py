@@ -5,7 +5,9 @@ import re
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import cropr, small_vit
+from mmengine.logging import MMLogger
 from safetensors.torch import save_file
 
 from cropr_mm import CroprViT
@@ -18,12 +20,23 @@ def weights_of(model):
 
 def assert_same(model, weights):
     for name, value in weights.items():
+        if name == 'pruners.blocks' and not value.numel():
+            continue  # of a dense model
         assert torch.equal(model.state_dict()[name], value), name
 
 
 def save(state, path):
     torch.save(state, path)
     return str(path)
+
+
+@pytest.fixture
+def log(monkeypatch):
+    """What was logged, as one text."""
+    lines = []
+    logger = MMLogger.get_current_instance()
+    monkeypatch.setattr(logger, 'handle', lambda record: lines.append(record.getMessage()))
+    return lambda: '\n'.join(lines)
 
 
 @pytest.fixture
@@ -102,11 +115,13 @@ def test_positions_are_resized_to_the_models_grid(weights, tmp_path):
     torch.testing.assert_close(model.pos_embed[:, 1:], torch.full((1, 36, 16), 2.0))
 
 
-def test_patch_embedding_is_resized_to_the_models_patch(weights, tmp_path):
+def test_patch_embedding_answers_to_resized_patches_as_it_did(weights, tmp_path):
     model = small_vit(img_size=48, patch_size=8)
-    weights['patch_embed.proj.weight'] = torch.full((16, 3, 4, 4), 0.5)
     load_vit_weights(model, save(weights, tmp_path / 'w.pth'))
-    torch.testing.assert_close(model.patch_embed.proj.weight.detach(), torch.full((16, 3, 8, 8), 0.5))
+    patches = torch.randn(5, 3, 4, 4)
+    larger = F.interpolate(patches, (8, 8), mode='bicubic', antialias=True)
+    before = F.conv2d(patches, weights['patch_embed.proj.weight'])
+    torch.testing.assert_close(F.conv2d(larger, model.patch_embed.proj.weight), before, rtol=1e-4, atol=1e-4)
 
 
 def test_a_checkpoint_of_mmengines_runner_is_read(weights, tmp_path):
@@ -119,10 +134,32 @@ def test_a_checkpoint_of_mmengines_runner_is_read(weights, tmp_path):
     assert_same(model, weights)
 
 
-def test_pruners_come_all_together_or_not_at_all(tmp_path):
-    weights = weights_of(small_vit(pruning=dict(pruner=cropr(), rate=8, blocks=[0])))
-    with pytest.raises(ValueError, match=r'missing: pruners.1.queries'):
-        load_vit_weights(small_vit(pruning=dict(pruner=cropr(), rate=8)), save(weights, tmp_path / 'w.pth'))
+@pytest.mark.parametrize(
+    'pruning',
+    [
+        None,
+        dict(pruner=dict(type='RandomPruner'), rate=8),
+        dict(pruner=cropr(num_classes=5), rate=8),
+        dict(pruner=cropr(), rate=8),  # behind more blocks than the file has scorers for
+    ],
+    ids=['dense', 'random', 'other classes', 'more modules'],
+)
+def test_other_pruners_are_left_out_and_said_so(pruning, tmp_path, log):
+    weights = weights_of(small_vit(pruning=dict(pruner=cropr(), rate=8, blocks=[0, 2])))
+    model = small_vit(pruning=pruning)
+    pruners = weights_of(model.pruners)
+    load_vit_weights(model, save(weights, tmp_path / 'w.pth'))
+    assert_same(model, {name: value for name, value in weights.items() if not name.startswith('pruners.')})
+    assert_same(model.pruners, pruners)
+    assert "were left out, as they are not this model's (" in log()
+
+
+def test_scorers_follow_their_blocks(tmp_path, log):
+    weights = weights_of(small_vit(pruning=dict(pruner=cropr(), rate=8)))
+    model = small_vit(pruning=dict(pruner=cropr(), rate=8, blocks=[2]))
+    load_vit_weights(model, save(weights, tmp_path / 'w.pth'))
+    assert torch.equal(model.pruners[0].queries, weights['pruners.2.queries'])
+    assert 'left out' not in log()
 
 
 # --- what does not fit ----------------------------------------------------------------------------------------
@@ -144,13 +181,13 @@ def test_a_partial_match_lists_everything_and_changes_nothing(weights, tmp_path)
 
 def test_another_architecture_is_refused_with_a_short_list(tmp_path):
     path = save(weights_of(small_vit('eva02')), tmp_path / 'w.pth')
-    with pytest.raises(ValueError, match=r'does not fit arch .* and \d+ more'):
-        load_vit_weights(small_vit('vit'), path)
+    with pytest.raises(ValueError, match=r'read as timm.* does not fit arch .* and \d+ more'):
+        load_vit_weights(small_vit('vit', arch=dict(depth=9)), path)
 
 
 def test_positions_without_a_square_grid_are_named(weights, tmp_path):
     weights['pos_embed'] = torch.zeros(1, 31, 16)
-    with pytest.raises(ValueError, match=r'pos_embed \(1, 31, 16\) is no square grid behind 1 prefix tokens'):
+    with pytest.raises(ValueError, match=r'pos_embed \(1, 31, 16\) is neither a square grid nor 6×6 patches'):
         load_vit_weights(small_vit(), save(weights, tmp_path / 'w.pth'))
 
 

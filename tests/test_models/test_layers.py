@@ -13,12 +13,12 @@ from cropr_mm.checkpoint import resize_position_embedding
 from cropr_mm.models.archs import resolve_arch
 from cropr_mm.models.layers import (
     Attention,
+    Block,
     DropPath,
     PatchEmbed,
     SwiGLU,
-    apply_rotary,
-    rotary_table,
 )
+from cropr_mm.models.rotary import apply_rotary, rotary_angles, rotary_table
 
 
 def test_patch_embedding_is_a_linear_layer_on_each_patch():
@@ -71,14 +71,33 @@ def rotation(row, column, head_dim, scale):
     return matrix
 
 
+def rotation_dinov3(row, column, head_dim, grid):
+    """The same for DINOv3's."""
+    quarter, half = head_dim // 4, head_dim // 2
+    matrix = torch.zeros(head_dim, head_dim, dtype=torch.float64)
+    for pair in range(half):
+        place, side, band = (row, grid[0], pair) if pair < quarter else (column, grid[1], pair - quarter)
+        angle = 2 * math.pi * (2 * (place + 0.5) / side - 1) / 100.0 ** (band / quarter)
+        matrix[pair, pair] = matrix[pair + half, pair + half] = math.cos(angle)
+        matrix[pair + half, pair] = math.sin(angle)
+        matrix[pair, pair + half] = -math.sin(angle)
+    return matrix
+
+
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize('grid', [(4, 4), (2, 5), (1, 1)])
-def test_rotary_embedding_turns_pairs_by_row_and_column(grid, dtype):
+@pytest.mark.parametrize('kind', ['eva02', 'dinov3'])
+def test_rotary_embedding_turns_pairs_by_row_and_column(kind, grid, dtype):
     x = torch.randn(2, 1 + grid[0] * grid[1], 3, 8).to(dtype)
-    turned = apply_rotary(x, rotary_table(grid, 8, 4, 1, x.device))
+    arch = resolve_arch(dict(family='vit', embed_dim=8, num_heads=1, rotary=kind, rotary_ref=4))
+    turned = apply_rotary(x, rotary_angles(arch, grid, x.device), halves=kind == 'dinov3')
     expected = x.double().clone()
     for i in range(grid[0] * grid[1]):
-        matrix = rotation(*divmod(i, grid[1]), 8, (4 / grid[0], 4 / grid[1]))
+        place = divmod(i, grid[1])
+        if kind == 'eva02':
+            matrix = rotation(*place, 8, (4 / grid[0], 4 / grid[1]))
+        else:
+            matrix = rotation_dinov3(*place, 8, grid)
         expected[:, 1 + i] = x[:, 1 + i].double() @ matrix.T
     tolerance = 0.05 if dtype == torch.bfloat16 else 1e-5
     torch.testing.assert_close(turned.double(), expected, rtol=0, atol=tolerance)
@@ -146,3 +165,14 @@ def test_drop_path_drops_whole_samples_and_keeps_the_mean():
 def test_drop_path_rests_in_evaluation():
     x = torch.randn(2, 3, 4)
     assert DropPath(0.9).eval()(x) is x
+
+
+def test_layer_scale_is_a_factor_per_channel_of_both_branches():
+    arch = resolve_arch(dict(family='dinov2', embed_dim=16, num_heads=2, layer_scale=0.5))
+    block, x = Block(arch, 0.0), torch.randn(2, 5, 16)
+    assert block.ls1.gamma.tolist() == block.ls2.gamma.tolist() == [0.5] * 16
+    with torch.no_grad():
+        block.ls1.gamma.zero_()
+        torch.testing.assert_close(block(x), x + 0.5 * block.mlp(block.norm2(x)))
+        block.ls2.gamma.zero_()
+    assert torch.equal(block(x), x)

@@ -4,14 +4,14 @@ import math
 
 import pytest
 import torch
-from helpers import cropr, seg_sample, small_vit
+from helpers import SMALL, cropr, seg_sample, small_vit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmengine.registry import MODELS
 from torch import nn
 
 from cropr_mm import BasePruner, TokenReinsertion
-from cropr_mm.models.layers import apply_rotary, rotary_table
+from cropr_mm.models.rotary import apply_rotary, rotary_angles
 
 PLANS = [
     dict(rate=8),
@@ -40,11 +40,11 @@ def masked_block(block, x, alive, rotary):
     y = block.norm1(x)
     q, k, v = block.attn._qkv(y)
     if rotary is not None:
-        q, k = apply_rotary(q, rotary), apply_rotary(k, rotary)
+        q, k = (apply_rotary(t, rotary, block.attn.rotary_halves) for t in (q, k))
     logits = torch.einsum('bqhd,bkhd->bhqk', q, k) / math.sqrt(q.shape[-1])
     shares = logits.masked_fill(~alive[:, None, None, :], -math.inf).softmax(-1)
-    y = x + block.attn.proj(torch.einsum('bhqk,bkhd->bqhd', shares, v).flatten(2))
-    y = y + block.mlp(block.norm2(y))
+    y = x + block.ls1(block.attn.proj(torch.einsum('bhqk,bkhd->bqhd', shares, v).flatten(2)))
+    y = y + block.ls2(block.mlp(block.norm2(y)))
     return torch.where(alive[..., None], y, x), shares
 
 
@@ -53,10 +53,7 @@ def masked_forward(model, images, progress=1.0):
     x, grid = model._embed(images)
     prefix, last = model.num_prefix_tokens, model.depth - 1
     alive = torch.ones(x.shape[:2], dtype=torch.bool)
-    rotary = None
-    if model.arch.rotary:
-        head_dim = model.embed_dims // model.arch.num_heads
-        rotary = rotary_table(grid, head_dim, model.arch.rotary_ref, prefix, x.device)
+    rotary = rotary_angles(model.arch, grid, x.device)
     counts = dict(zip(model.schedule.blocks, model.schedule.counts(grid, prefix, progress)))
     levels, kept = [], []
     for i, block in enumerate(model.blocks):
@@ -87,7 +84,7 @@ def record(model):
 
 @settings(max_examples=120)
 @given(
-    family=st.sampled_from(['vit', 'eva02']),
+    family=st.sampled_from(list(SMALL)),
     grid=grids,
     batch=st.integers(1, 3),
     plan=st.sampled_from(PLANS),

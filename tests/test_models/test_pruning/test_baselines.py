@@ -12,6 +12,7 @@ from mmengine.registry import MODELS
 from cropr_mm import AttentionPruner, RandomPruner, VariancePruner
 from cropr_mm.models.archs import resolve_arch
 from cropr_mm.models.layers import Attention, class_attention
+from cropr_mm.models.rotary import rotary_angles
 
 GRID, DIM = (3, 4), 8
 
@@ -74,7 +75,7 @@ def test_watching_the_attention_changes_no_output(family):
     images = torch.randn(2, 3, 24, 24)
     model = small_vit(family).eval()
     x, grid = model._embed(images)
-    rotary, seen = model._rotary(grid, x.device), []
+    rotary, seen = rotary_angles(model.arch, grid, x.device), []
     plain, watched = model.blocks[0](x, rotary), model.blocks[0](x, rotary, lambda q, k: seen.append(q))
     assert torch.equal(plain, watched) and len(seen) == 1
 
