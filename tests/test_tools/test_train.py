@@ -100,6 +100,24 @@ def test_two_processes_take_the_steps_of_one(data_folder):
     assert moved > 0
 
 
+def test_retrofit_starts_from_a_dense_checkpoint_and_runs_in_two_processes(data_folder, run_tool):
+    pytest.importorskip('mmseg')
+    dense, config = CONFIG.with_name('fcn_dense-vit_sample.py'), CONFIG.with_name('fcn_cropr-retrofit-vit_sample.py')
+    run_tool('train', dense, '--no-validate', '--work-dir', 'dense', *few_iterations(1))
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = str(free.getsockname()[1])
+    start = ['load_from=dense/iter_1.pth', 'find_unused_parameters=True']
+    command = [str(ROOT / 'tools' / 'dist_train.sh'), str(config), '2', '--no-validate', '--work-dir', 'two']
+    run = subprocess.run([*command, '--resume', *few_iterations(3, 2, start)], env=dict(environment(), PORT=port),
+                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
+    assert run.returncode == 0, run.stdout[-3000:]
+    before, after = (weights(data_folder / name) for name in ('dense/iter_1.pth', 'two/iter_3.pth'))
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+    assert {key.split('.')[1] for key in after.keys() - before.keys()} == {'pruners'}
+    assert not any('pruners' in key for key in before)
+
+
 BLOCK = """
 import importlib.abc, runpy, sys
 

@@ -32,13 +32,15 @@ class PrunerList(nn.ModuleList):
 
     def __init__(self, pruners: Sequence[BasePruner], blocks: Sequence[int]) -> None:
         super().__init__(pruners)
-        self.register_buffer('blocks', torch.tensor(list(blocks), dtype=torch.long))
+        # A dense model's state dict has nothing about pruning in it.
+        self.register_buffer('blocks', torch.tensor(list(blocks), dtype=torch.long), persistent=len(blocks) > 0)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        theirs = state_dict.get(f'{prefix}blocks', self.blocks).tolist()
-        state_dict[f'{prefix}blocks'] = self.blocks.detach().clone()
-        if theirs != self.blocks.tolist():
-            self._renumber(state_dict, prefix, theirs)
+        if len(self):
+            theirs = state_dict.get(f'{prefix}blocks', self.blocks).tolist()
+            state_dict[f'{prefix}blocks'] = self.blocks.detach().clone()
+            if theirs != self.blocks.tolist():
+                self._renumber(state_dict, prefix, theirs)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _renumber(self, state_dict: dict[str, Any], prefix: str, theirs: list[int]) -> None:

@@ -50,3 +50,14 @@ def test_the_state_dict_handed_in_is_left_alone():
     names = list(state)
     torch_load(pruned(keep={1: 0.4}), state)
     assert list(state) == names
+
+
+def test_a_dense_state_dict_says_nothing_of_pruning():
+    dense = small_vit()
+    assert not any('pruners' in name for name in dense.state_dict())
+    pruned(rate=8).load_state_dict(dense.state_dict(), strict=False)
+
+
+def test_pruners_are_left_over_where_a_dense_model_loads_strictly():
+    with pytest.raises(RuntimeError, match=r'Unexpected key.*pruners.0.queries'):
+        small_vit().load_state_dict(pruned(rate=8).state_dict())
