@@ -38,7 +38,7 @@ VARIANTS = {
     ),
 }
 METHODS = {
-    'seg': (*SELECTORS, 'cropr-patch', *VARIANTS, 'cropr-retrofit'),
+    'seg': (*SELECTORS, 'cropr-multilabel', 'cropr-patch', *VARIANTS, 'cropr-retrofit'),
     'det': (*SELECTORS, *VARIANTS, 'cropr-retrofit'),
 }
 NECKS = {'seg': 'model.neck', 'det': 'model.neck.0'}  # where TokenReinsertion stands

@@ -16,8 +16,8 @@ NAMES = sorted(file.stem for file in CONFIGS.glob('*.py'))
 
 def test_all_selectors_have_a_config():
     assert {name.split('_')[1].removesuffix('-vit') for name in NAMES} == {
-        'dense', 'cropr', 'cropr-difficulty', 'cropr-patch', 'cropr-retrofit', 'nonsalient', 'random', 'variance',
-        'attention', 'oracle'}  # fmt: skip
+        'dense', 'oracle', 'random', 'variance', 'attention', 'nonsalient',
+        'cropr', 'cropr-difficulty', 'cropr-multilabel', 'cropr-patch', 'cropr-retrofit'}  # fmt: skip
 
 
 @pytest.mark.parametrize('file', sorted(ROOT.glob('configs/*/*.py')), ids=lambda file: file.stem)
