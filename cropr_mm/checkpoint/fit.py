@@ -139,7 +139,7 @@ def _fit_positions(
     prefix, old_grid = _position_grid(positions, [n for n in counts if n <= class_token + registers], grid, old_grid)
     resized = resize_position_embedding(positions[:, prefix:], old_grid, grid, 0)
     of_prefix = positions[:, :prefix]
-    if prefix > embedded:  # the model gives prefix tokens no position: it goes into the tokens themselves
+    if prefix and not embedded:  # the model gives prefix tokens no position: it goes into the tokens themselves
         state['cls_token'] = state['cls_token'] + of_prefix[:, :1]
         if prefix > 1:
             state['reg_token'] = state['reg_token'] + of_prefix[:, 1:]

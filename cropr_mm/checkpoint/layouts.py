@@ -94,6 +94,14 @@ def _no_relative_bias(state: State) -> State:
     }
 
 
+def _patch_bias(state: State) -> State:
+    """mmsegmentation's ViT has by default no bias in its patch embedding: the same as one of zeros."""
+    weight = state.get('patch_embed.proj.weight')
+    if weight is None or 'patch_embed.proj.bias' in state:
+        return state
+    return {**state, 'patch_embed.proj.bias': weight.new_zeros(weight.shape[0])}
+
+
 LAYOUTS: tuple[Layout, ...] = (
     Layout(
         'DINOv3',  # facebookresearch/dinov3, models/vision_transformer.py
@@ -149,6 +157,7 @@ LAYOUTS: tuple[Layout, ...] = (
             (_BLOCK + r'attn\.attn\.out_proj\.', r'blocks.\1.attn.proj.'),
             *_OPENMMLAB,
         ),
+        values=_patch_bias,
     ),
     Layout(
         'mmpretrain, or BEiT / MAE of mmsegmentation',
