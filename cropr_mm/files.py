@@ -1,0 +1,24 @@
+"""Writing files whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """A path beside ``path`` to write to; it takes that one's place when the block ends without an error.
+
+    So a reader never sees half a file, and a run cut short leaves the old one. The folder is made where it is
+    missing. The suffix is kept, since some writers read the format from it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f'.{path.stem}.partial{path.suffix}')
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

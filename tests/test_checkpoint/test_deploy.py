@@ -1,0 +1,211 @@
+"""Stripped checkpoints: same features, as small as the dense model's."""
+
+import json
+import os
+import pickle
+
+import pytest
+import torch
+from helpers import cropr, small_vit
+from mmengine.config import Config
+from mmengine.runner import load_checkpoint
+from safetensors import safe_open
+from torch import nn
+
+from cropr_mm import SparseFeature
+from cropr_mm.checkpoint.deploy import (
+    deployed_config,
+    fold_into,
+    load_strictly,
+    read_checkpoint,
+    save_weights,
+)
+
+SELECTORS = {
+    'one query': cropr(),
+    'a query per patch': cropr('PatchSegAuxHead'),
+    'class': cropr('ClsAuxHead'),
+    'random': dict(type='RandomPruner'),
+}
+
+
+class Model(nn.Module):
+    """A model of an mm library, as far as backbones and other weights go."""
+
+    def __init__(self, pruner, deploy=False, **plan):
+        super().__init__()
+        self.backbone = small_vit(pruning=dict(pruner=pruner, deploy=deploy, **(plan or dict(rate=8))))
+        self.head = nn.Linear(16, 3)
+
+
+def features(model, images):
+    with torch.no_grad():
+        return [level.to_dense() for level in model.backbone(images)]
+
+
+@pytest.mark.parametrize('name', SELECTORS)
+@pytest.mark.parametrize('plan', [dict(rate=8), dict(keep={2: 0.2}, fusion=None)], ids=['fusion', 'one-shot'])
+def test_the_folded_model_gives_the_same_features(name, plan, tmp_path):
+    trained, deployed = (Model(SELECTORS[name], deploy, **plan).eval() for deploy in (False, True))
+    images = torch.randn(3, 3, 24, 24)
+    torch.manual_seed(1)
+    before = features(trained, images)
+    assert fold_into(trained, deployed) <= 1e-5
+    for suffix in ('.pth', '.safetensors'):
+        file = save_weights(
+            tmp_path / f'deployed{suffix}', deployed.state_dict(), dict(dataset_meta=dict(classes=['a']))
+        )
+        again = Model(SELECTORS[name], deploy=True, **plan).eval()
+        checkpoint = load_checkpoint(again, str(file), strict=True)
+        assert checkpoint['meta']['dataset_meta'] == dict(classes=['a'])
+        torch.manual_seed(1)
+        for a, b in zip(before, features(again, images)):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+        assert torch.equal(again.head.weight, trained.head.weight)
+
+
+@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
+def test_it_is_as_small_as_the_dense_model(suffix, tmp_path):
+    trained, deployed = (Model(SELECTORS['a query per patch'], deploy) for deploy in (False, True))
+    fold_into(trained, deployed)
+    dense = Model(SELECTORS['random'])  # no scorer has a weight
+    sizes = [
+        os.path.getsize(save_weights(tmp_path / f'{i}{suffix}', model.state_dict(), {}))
+        for i, model in enumerate((dense, deployed))
+    ]
+    vectors = 3 * 16 * 4
+    assert vectors <= sizes[1] - sizes[0] < vectors + 3 * 600  # a file has an entry for each tensor, besides its values
+
+
+def test_a_fold_that_changes_the_output_is_refused():
+    trained, deployed = (Model(cropr(), deploy) for deploy in (False, True))
+    fold = trained.backbone.switch_to_deploy
+
+    def wrong():
+        fold()
+        with torch.no_grad():
+            trained.backbone.pruners[1].queries.neg_()
+
+    trained.backbone.switch_to_deploy = wrong
+    with pytest.raises(ValueError, match=r'differs from the trained one by .*at most 1e-05.*nothing was written'):
+        fold_into(trained, deployed)
+
+
+def test_checking_leaves_the_random_numbers_of_others_alone():
+    trained, deployed = (Model(cropr(), deploy) for deploy in (False, True))
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    fold_into(trained, deployed)
+    assert torch.equal(torch.rand(2), expected)
+
+
+# --- what is read ---------------------------------------------------------------------------------------------
+
+
+def test_averaged_weights_are_the_ones_that_state_dict_holds(tmp_path):
+    """mmengine's EMAHook swaps them when it saves."""
+    averaged, moved = torch.ones(2), torch.zeros(2)
+    ema = {'module.head.weight': moved, 'steps': torch.tensor(3)}
+    torch.save(dict(state_dict={'head.weight': averaged}, ema_state_dict=ema), tmp_path / 'ema.pth')
+    assert read_checkpoint(str(tmp_path / 'ema.pth'))[0]['head.weight'].tolist() == [1, 1]
+    weights, _ = read_checkpoint(str(tmp_path / 'ema.pth'), ema=False)
+    assert list(weights) == ['head.weight'] and weights['head.weight'].tolist() == [0, 0]
+
+
+def test_without_an_average_there_is_nothing_to_choose(tmp_path):
+    torch.save(dict(state_dict=dict(a=torch.ones(2))), tmp_path / 'a.pth')
+    with pytest.raises(ValueError, match=r'a.pth: holds no moving average'):
+        read_checkpoint(str(tmp_path / 'a.pth'), ema=False)
+
+
+@pytest.mark.parametrize('content', [dict(state_dict={}), dict(a=1)])
+def test_a_file_without_weights_is_named(content, tmp_path):
+    torch.save(content, tmp_path / 'a.pth')
+    with pytest.raises(ValueError, match=r'a.pth: holds no weights'):
+        read_checkpoint(str(tmp_path / 'a.pth'))
+
+
+def test_what_is_no_checkpoint_is_named(tmp_path):
+    (tmp_path / 'a.pth').write_text('not one')
+    with pytest.raises(ValueError, match=r'a.pth: cannot be read as a checkpoint'):
+        read_checkpoint(str(tmp_path / 'a.pth'))
+
+
+def test_the_names_of_a_wrapped_model_are_unwrapped(tmp_path):
+    torch.save({'module.a': torch.ones(2)}, tmp_path / 'a.pth')
+    assert list(read_checkpoint(str(tmp_path / 'a.pth'))[0]) == ['a']
+
+
+def test_weights_that_do_not_fit_are_listed():
+    model = nn.Linear(2, 3)
+    with pytest.raises(ValueError, match=r'x.pth does not fit .*missing: bias; left over: gain'):
+        load_strictly(model, dict(weight=torch.zeros(3, 2), gain=torch.zeros(1)), 'x.pth')
+    with pytest.raises(ValueError, match=r'x.pth does not fit .*weight.*\[2, 2\].*\[3, 2\]'):
+        load_strictly(model, dict(weight=torch.zeros(2, 2), bias=torch.zeros(3)), 'x.pth')
+
+
+# --- what is written ------------------------------------------------------------------------------------------
+
+
+def test_another_suffix_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r'model.bin.*ends in .pth or .safetensors'):
+        save_weights(tmp_path / 'model.bin', dict(a=torch.ones(1)), {})
+
+
+@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
+def test_an_interrupted_write_leaves_the_old_file(suffix, tmp_path):
+    class Interrupted(dict):
+        def items(self):
+            raise KeyboardInterrupt
+
+    file = tmp_path / f'model{suffix}'
+    file.write_text('old')
+    with pytest.raises(KeyboardInterrupt):
+        save_weights(file, Interrupted(a=torch.ones(1)), {})
+    with pytest.raises((AttributeError, TypeError, pickle.PicklingError)):
+        save_weights(file, dict(a=torch.ones(1)), {'x': lambda: 0} if suffix == '.pth' else {(): 0})
+    assert [path.name for path in tmp_path.iterdir()] == [file.name] and file.read_text() == 'old'
+
+
+def test_safetensors_keep_what_stands_beside_the_weights(tmp_path):
+    file = save_weights(tmp_path / 'm.safetensors', dict(a=torch.ones(2).t()), dict(iter=3))
+    with safe_open(file, 'pt') as opened:
+        assert json.loads(opened.metadata()['meta']) == dict(iter=3)
+
+
+# --- the config -----------------------------------------------------------------------------------------------
+
+
+def config(**pruning):
+    backbone = dict(type='CroprViT', arch='vit-tiny', pruning=dict(pruner=cropr(), rate=8, **pruning))
+    return Config(dict(model=dict(type='Wrapper', detector=dict(type='Detector', backbone=backbone))))
+
+
+def test_the_options_make_the_deployed_config():
+    cfg = config()
+    deployed, options = deployed_config(cfg)
+    assert options == ['model.detector.backbone.pruning.deploy=True']
+    assert deployed.model.detector.backbone.pruning.deploy is True
+    assert 'deploy' not in cfg.model.detector.backbone.pruning
+    again = config()
+    again.merge_from_dict({options[0].split('=')[0]: True})
+    assert again.model == deployed.model
+
+
+def test_configs_with_nothing_to_fold_are_named():
+    cfg = config()
+    cfg.model.detector.backbone.pruning = None
+    with pytest.raises(ValueError, match='no CroprViT with pruning'):
+        deployed_config(cfg)
+    with pytest.raises(ValueError, match=r'model.detector.backbone.pruning.deploy=True: give the config'):
+        deployed_config(config(deploy=True))
+
+
+def test_levels_without_a_class_token_are_compared_too():
+    trained, deployed = (
+        small_vit(arch=dict(class_token=False), pruning=dict(pruner=cropr(), rate=8, deploy=deploy))
+        for deploy in (False, True)
+    )
+    assert isinstance(trained(torch.zeros(1, 3, 24, 24))[0], SparseFeature)
+    assert fold_into(trained, deployed) <= 1e-5

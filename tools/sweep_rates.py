@@ -1,0 +1,110 @@
+"""One checkpoint at several pruning rates: accuracy against images/s, as a picture and a table.
+
+    python tools/sweep_rates.py configs/sample/fcn_cropr-vit_sample.py work_dirs/demo/train/iter_600.pth \\
+        --rates 8 16 20
+    python tools/sweep_rates.py CONFIG CHECKPOINT --rates 0.04 0.08 --metric mIoU --out sweep
+
+The dense model (rate 0) is always part of it. Nothing is trained: the weights are the same at all rates, and the
+scorers are folded as for deployment. After each evaluation both files are written anew, so one that is interrupted
+leaves what it has.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any, SupportsFloat
+
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.runner import Runner
+
+from cropr_mm.analysis.rates import (
+    RatePoint,
+    choose_metrics,
+    draw_tradeoff,
+    parse_rate,
+    schedules_for,
+    time_rates,
+    write_csv,
+)
+from cropr_mm.analysis.routing import find_backbone
+from cropr_mm.checkpoint.deploy import load_strictly, read_checkpoint
+from cropr_mm.engine.damaged_data import name_damaged_files
+from cropr_mm.engine.launch import add_run_arguments, build_runner, check_data, load_config, plain_errors
+from cropr_mm.engine.safe_load import check_checkpoint
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='config file of mmsegmentation, mmdetection or mmpretrain, with pruning')
+    parser.add_argument('checkpoint', help='checkpoint file, of training or from tools/deploy.py')
+    parser.add_argument(
+        '--rates',
+        nargs='+',
+        required=True,
+        metavar='RATE',
+        help='tokens per module, or with values below 1 their share',
+    )
+    parser.add_argument('--metric', nargs='+', default=[], metavar='NAME', help='what to draw, e.g. mIoU or bbox_mAP')
+    parser.add_argument('--out', metavar='DIR', help='folder for sweep.png and sweep.csv (default: the work dir)')
+    parser.add_argument('--images', type=int, help='batch size of the timing (default: that of test_dataloader)')
+    parser.add_argument('--rounds', type=int, default=5, help='rounds of the timing, all rates in turn')
+    add_run_arguments(parser)
+    return parser.parse_args()
+
+
+def prepare(cfg: Config, args: argparse.Namespace) -> tuple[Runner, Any]:
+    """A runner whose model has the checkpoint's weights, ready for inference."""
+    if args.launcher != 'none':
+        raise ValueError(f'--launcher {args.launcher}: speeds compare on one device; run it without')
+    if args.images is not None and args.images < 1:
+        raise ValueError(f'--images={args.images}; 1 or more is expected')
+    if '://' not in args.checkpoint:
+        check_checkpoint(args.checkpoint)
+    check_data(cfg, ['test_dataloader'])
+    cfg.update(load_from=None, resume=False)
+    runner = build_runner(cfg)
+    weights, _ = read_checkpoint(args.checkpoint)
+    load_strictly(runner.model, weights, args.checkpoint)
+    find_backbone(runner.model).switch_to_deploy()
+    return runner, runner.model.eval()
+
+
+def main() -> None:
+    args = parse_args()
+    with plain_errors():
+        rates = list(dict.fromkeys([0, *map(parse_rate, args.rates)]))
+        cfg = load_config(args)
+        out = Path(args.out or cfg.work_dir)
+        runner, model = prepare(cfg, args)
+        backbone = find_backbone(model)
+        schedules = schedules_for(backbone, rates)
+        count = args.images or cfg.test_dataloader.get('batch_size', 1)
+        dataset = runner.build_dataloader(cfg.test_dataloader).dataset
+        batch = pseudo_collate([dataset[i % len(dataset)] for i in range(count)])
+        points = time_rates(model, schedules, model.data_preprocessor(batch, False), count, args.rounds)
+    done: list[RatePoint] = []
+    for rate, schedule in schedules.items():
+        backbone.schedule = schedule
+        with name_damaged_files(runner):
+            points[rate].metrics = {
+                name: float(value) for name, value in runner.test().items() if isinstance(value, SupportsFloat)
+            }
+        done.append(points[rate])
+        with plain_errors():
+            metrics = choose_metrics(done[0].metrics, args.metric)
+        table = write_csv(done, out / 'sweep.csv')
+        picture = draw_tradeoff(done, metrics, out / 'sweep.png', f'{Path(args.config).stem}, batch {count}')
+    print('\n' + ''.join(f'{title:>14}' for title in ('rate', 'pruned', 'images/s', '× dense', *metrics)))
+    for point in done:
+        print(
+            f'{point.rate:14g}{point.tokens_pruned:14.1%}{point.images_per_second:14.2f}'
+            f'{point.images_per_second / done[0].images_per_second:14.2f}'
+            + ''.join(f'{point.metrics[name]:14.4g}' for name in metrics)
+        )
+    print(f'{picture}\n{table}')
+
+
+if __name__ == '__main__':
+    main()
