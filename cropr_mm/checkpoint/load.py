@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
+from .angles import check_angles
 from .files import read_weights, shorten
 from .fit import fit
 from .layouts import convert
@@ -24,6 +25,8 @@ class Backbone(Protocol):
     arch: Any
     grid: tuple[int, int]
     pruners: nn.Module
+
+    def rotary_angles(self, grid: tuple[int, int]) -> Tensor | None: ...
 
     def state_dict(self) -> dict[str, Tensor]: ...
 
@@ -42,8 +45,8 @@ def load_vit_weights(model: Backbone, path: str, prefix: str | None = None) -> N
         prefix: see there.
 
     Raises:
-        ValueError: an unknown layout, or weights that are missing, left over or of another shape; all of them are
-            listed, and the model is left as it was.
+        ValueError: an unknown layout, other rotary angles, or weights that are missing, left over or of another
+            shape; all of them are listed, and the model is left as it was.
     """
     found = read_weights(path, prefix)
     own = model.state_dict()
@@ -51,6 +54,7 @@ def load_vit_weights(model: Backbone, path: str, prefix: str | None = None) -> N
     dense = {name: value for name, value in found.state.items() if name not in pruners}
     try:
         converted, layout = convert(dense)
+        check_angles(dense, model.rotary_angles)
         state, notes = fit(converted, own, model.grid, found.grid)
     except ValueError as error:
         raise ValueError(f'{path}: {error}; its names are {shorten(list(dense))}') from error

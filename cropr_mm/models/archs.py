@@ -33,6 +33,7 @@ class Arch:
         rotary_ref: side of the grid, in patches, that the angles of ``'eva02'`` are scaled to.
         mlp: ``'gelu'``, ``'swiglu'`` (gate and value in two layers) or ``'swiglu_packed'`` (in one).
         sub_norm: LayerNorm inside the SwiGLU.
+        attn_norm: LayerNorm between attention and its output projection (EVA-02's CLIP models).
         qkv_fused: queries, keys and values from one linear layer.
         key_bias: whether keys have a bias; queries and values always have one.
         layer_scale: initial value of a learnt factor per channel behind attention and MLP (Touvron et al.,
@@ -52,6 +53,7 @@ class Arch:
     rotary_ref: int = 16
     mlp: str = 'gelu'
     sub_norm: bool = False
+    attn_norm: bool = False
     qkv_fused: bool = True
     key_bias: bool = True
     layer_scale: float | None = None

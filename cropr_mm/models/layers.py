@@ -55,6 +55,7 @@ class Attention(nn.Module):
             if not arch.key_bias:
                 self.q_bias = nn.Parameter(torch.zeros(dim))
                 self.v_bias = nn.Parameter(torch.zeros(dim))
+        self.norm = nn.LayerNorm(dim, eps=arch.norm_eps) if arch.attn_norm else nn.Identity()
         self.proj = nn.Linear(dim, dim)
 
     def _qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -76,7 +77,7 @@ class Attention(nn.Module):
         if watch is not None:
             watch(q, k)
         x = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(x.transpose(1, 2).flatten(2))
+        return self.proj(self.norm(x.transpose(1, 2).flatten(2)))
 
 
 def class_attention(q: Tensor, k: Tensor, prefix: int) -> Tensor:

@@ -175,6 +175,11 @@ class CroprViT(BaseModule):
         """Patch grid (H, W) of an image of ``height`` × ``width`` pixels."""
         return -(-height // self.patch_size), -(-width // self.patch_size)
 
+    def rotary_angles(self, grid: tuple[int, int]) -> Tensor | None:
+        """Cosine and sine (N, head_dim / 2, 2) by which each patch token of a grid is turned; None for no rotation."""
+        angles = rotary_angles(self.arch, grid, torch.device('cpu'))
+        return None if angles is None else angles[self.num_prefix_tokens :]
+
     def forward(self, images: Tensor) -> tuple[SparseFeature, ...]:
         """Features of the blocks ``out_indices``.
 

@@ -80,8 +80,15 @@ def deit3(state):
     return {'model': renamed(state, (r'ls([12])\.gamma', r'gamma_\1'))}
 
 
-def eva02_extras(state, grid=4):
-    angles = {f'rope.freqs_{f}': torch.zeros(grid, grid, 24) for f in ('cos', 'sin')}
+def eva02_angles(timm):
+    """Sine and cosine (16, 24) as EVA-02 has them for its 24 channels per head on a grid of 4 × 4."""
+    rope = timm.layers.RotaryEmbeddingCat(24, in_pixels=False, feat_shape=[4, 4], ref_feat_shape=[16, 16])
+    return rope.get_embed().chunk(2, dim=-1)
+
+
+def eva02_extras(state):
+    sine, cosine = eva02_angles(import_timm())
+    angles = {'rope.freqs_cos': cosine.view(4, 4, 24).half(), 'rope.freqs_sin': sine.view(4, 4, 24).half()}
     angles.update({f'blocks.{i}.attn.{k}': v for i in range(2) for k, v in angles.copy().items()})
     head = {'mask_token': torch.randn(1, 1, 48), 'lm_head.weight': torch.randn(7, 48), 'lm_head.bias': torch.randn(7)}
     return {**renamed(state, (r'fc_norm', 'norm')), **angles, **head}
@@ -136,7 +143,7 @@ def dinov3(state):
             state[f'{place}qkv.bias'] = torch.cat([query, torch.randn(48), value])
             ones = torch.ones(48)
             state[f'{place}qkv.bias_mask'] = torch.cat([ones, ones * 0, ones])
-    periods = {'rope_embed.periods': 100.0 ** (torch.arange(6) / 6)}
+    periods = {'rope_embed.periods': (100.0 ** (torch.arange(6) / 6)).bfloat16()}
     norm = {f'local_cls_norm.{kind}': torch.randn(48) for kind in ('weight', 'bias')}
     return {**state, **periods, **norm, 'mask_token': torch.zeros(1, 48)}
 
@@ -324,11 +331,29 @@ def test_mmpretrains_eva02(size, timm, tmp_path):
     with torch.no_grad():
         for layer in source.layers:
             layer.attn.qkv.bias[48:96] = 0  # as converted from the original, whose keys have no bias
+    with pytest.raises(ValueError, match='its rotary angles are not those of this model'):
+        ours(arch, 16, saved_by_runner(source, tmp_path / 'own.pth'))
     # Published files bring the original's angles along; the class's own formula gives others.
-    rope = timm.layers.RotaryEmbeddingCat(24, in_pixels=False, feat_shape=[4, 4], ref_feat_shape=[16, 16])
-    source.rope.freqs_sin, source.rope.freqs_cos = rope.get_embed().chunk(2, dim=-1)
+    source.rope.freqs_sin, source.rope.freqs_cos = eva02_angles(timm)
     model = ours(arch, 16, saved_by_runner(source, tmp_path / 'w.pth'))
     assert_same_maps(model, 16, lambda images: source(images)[0][:, 1:], grid=(4, 4))
+
+
+@pytest.mark.parametrize(
+    'angles, family',
+    [
+        ({'rope.freqs_cos': torch.ones(16, 24)}, 'vit'),  # a model without rotary positions
+        ({'rope.freqs_cos': torch.ones(16, 24)}, 'eva02'),
+        ({'rope_embed.periods': 10000.0 ** (torch.arange(6) / 6)}, 'dinov3'),
+        ({'rope_embed.periods': 100.0 ** (torch.arange(6) / 6)}, 'eva02'),
+    ],
+)
+def test_other_rotary_angles_are_refused(angles, family, tmp_path):
+    arch = dict(TINY, family=family)
+    state = CroprViT(arch, 64, 16).state_dict()
+    ours(arch, 16, write(state, tmp_path / 'without.pth'))
+    with pytest.raises(ValueError, match='its rotary angles are not those of this model'):
+        ours(arch, 16, write({**state, **angles}, tmp_path / 'with.pth'))
 
 
 # --- unknown ones ---------------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ def masked_block(block, x, alive, rotary):
         q, k = (apply_rotary(t, rotary, block.attn.rotary_halves) for t in (q, k))
     logits = torch.einsum('bqhd,bkhd->bhqk', q, k) / math.sqrt(q.shape[-1])
     shares = logits.masked_fill(~alive[:, None, None, :], -math.inf).softmax(-1)
-    y = x + block.ls1(block.attn.proj(torch.einsum('bhqk,bkhd->bqhd', shares, v).flatten(2)))
+    y = x + block.ls1(block.attn.proj(block.attn.norm(torch.einsum('bhqk,bkhd->bqhd', shares, v).flatten(2))))
     y = y + block.ls2(block.mlp(block.norm2(y)))
     return torch.where(alive[..., None], y, x), shares
 

@@ -30,6 +30,7 @@ PAIRS = {  # ours, timm's: (arch, patch size), (name, settings)
     'eva02-tiny': (('eva02-tiny', 14), ('eva02_tiny_patch14_224', {})),
     'eva02-base': ((dict(TINY, family='eva02'), 14), ('eva02_base_patch14_224', TINY)),
     'eva02-large': ((dict(TINY, family='eva02'), 14), ('eva02_large_patch14_224', TINY)),
+    'eva02, CLIP': ((dict(TINY, family='eva02', attn_norm=True), 16), ('eva02_base_patch16_clip_224', TINY)),
     'dinov2': ((DINOV2, 14), ('vit_base_patch14_dinov2', TINY)),
     'dinov2-giant': (
         (dict(DINOV2, embed_dim=96, mlp='swiglu_packed', mlp_ratio=8 / 3), 14),
