@@ -133,7 +133,7 @@ class SimpleFeaturePyramid(BaseModule):
         init_cfg: mmengine's initialisation config.
 
     Raises:
-        ValueError: strides that no power of two reaches.
+        ValueError: strides that no power of two reaches, or too few channels to halve at each doubling.
     """
 
     def __init__(
@@ -150,6 +150,12 @@ class SimpleFeaturePyramid(BaseModule):
             raise ValueError(
                 f'strides={tuple(strides)} with in_stride={in_stride}; ascending strides, each a power '
                 'of two times or over in_stride, are expected'
+            )
+        halvings = max(int(steps[0]), 0)  # each ×2 halves the channels
+        if in_channels < 2**halvings:
+            raise ValueError(
+                f'in_channels={in_channels} with strides={tuple(strides)} and in_stride={in_stride}; at least '
+                f'{2**halvings} are expected, as each doubling of the resolution halves the channels'
             )
         self.strides = tuple(strides)
         self.levels = nn.ModuleList()

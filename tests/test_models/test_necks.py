@@ -143,6 +143,14 @@ def test_pyramid_refuses_strides_out_of_reach(strides):
         SimpleFeaturePyramid(8, 4, 16, strides)
 
 
+def test_too_few_channels_to_halve_are_named():
+    words = r'in_channels=3 with strides=\(4, 8\) and in_stride=16; at least 4 are expected'
+    with pytest.raises(ValueError, match=words):
+        SimpleFeaturePyramid(3, 4, 16, (4, 8))
+    (level,) = SimpleFeaturePyramid(4, 6, 16, (4,))((torch.randn(1, 4, 2, 2),))
+    assert level.shape == (1, 6, 8, 8)
+
+
 def test_pyramid_refuses_sparse_features():
     with pytest.raises(TypeError, match='SimpleFeaturePyramid got a SparseFeature; it expects a tuple of maps'):
         SimpleFeaturePyramid(8, 4)((half_full(),))
