@@ -25,7 +25,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = {'seg': 'fcn_{}-vit_sample.py', 'det': 'mask-rcnn_{}-vit_sample.py'}
-SELECTORS = ('dense', 'oracle', 'cropr', 'cropr-difficulty', 'random', 'variance', 'attention', 'nonsalient')
+SELECTORS = ('dense', 'oracle', 'cropr', 'random', 'variance', 'attention', 'nonsalient')
 BLOCKS = 'model.backbone.pruning.blocks=[0,1,2,3,4,5]'  # where Last Layer Fusion has its modules
 # name → the config behind it and what is changed in it
 VARIANTS = {
@@ -39,7 +39,7 @@ VARIANTS = {
 }
 METHODS = {
     'seg': (*SELECTORS, 'cropr-multilabel', 'cropr-patch', *VARIANTS, 'cropr-retrofit'),
-    'det': (*SELECTORS, *VARIANTS, 'cropr-retrofit'),
+    'det': (*SELECTORS, 'cropr-difficulty', *VARIANTS, 'cropr-retrofit'),
 }
 NECKS = {'seg': 'model.neck', 'det': 'model.neck.0'}  # where TokenReinsertion stands
 AFTER = {'cropr-retrofit': 'dense'}  # starts from the checkpoint of that method with the same seed
