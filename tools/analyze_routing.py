@@ -6,16 +6,15 @@ python tools/analyze_routing.py configs/sample/fcn_cropr-vit_sample.py work_dirs
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterable
 from itertools import islice
-from pathlib import Path
 
 import torch
 from mmengine.runner import Runner
 
 from cropr_mm.analysis.routing import routing_shares
 from cropr_mm.engine.launch import add_run_arguments, check_data, load_config, load_model, plain_errors
+from cropr_mm.files import write_json
 
 
 def parse_args() -> argparse.Namespace:
@@ -51,7 +50,7 @@ def main() -> None:
     for group in ('object', 'background'):
         print(f'{group:11}', *(f'{share:6.1%}' for share in shares[group]))
     if args.json:
-        Path(args.json).write_text(json.dumps(shares, indent=1) + '\n')
+        write_json(args.json, shares)
 
 
 if __name__ == '__main__':

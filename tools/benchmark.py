@@ -10,7 +10,6 @@ Needs torch and mmengine alone (a config that inherits from mmseg or mmdet also 
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ from mmengine.config import Config
 from cropr_mm.analysis.flops import count_flops, pruned_ratio, tokens_per_block
 from cropr_mm.analysis.throughput import build_variants, compare_throughput
 from cropr_mm.engine.launch import plain_errors
+from cropr_mm.files import write_json
 
 
 def parse_args() -> argparse.Namespace:
@@ -123,7 +123,7 @@ def main() -> None:
         )
     print('tokens per block, pruned:', *report['variants']['cropr']['tokens_per_block'])
     if args.json:
-        Path(args.json).write_text(json.dumps(report, indent=2) + '\n')
+        write_json(args.json, report)
 
 
 if __name__ == '__main__':

@@ -10,8 +10,10 @@ repeated, so an interrupted comparison goes on where it stopped.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import platform
 import statistics
 import subprocess
 import sys
@@ -20,8 +22,11 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from cropr_mm.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = {'seg': 'fcn_{}-vit_sample.py', 'det': 'mask-rcnn_{}-vit_sample.py'}
@@ -124,12 +129,21 @@ def _train_and_test(args: argparse.Namespace, method: str, seed: int) -> dict[st
         seconds_per_iteration=statistics.median(times),
         routing=json.loads(routing.read_text()) if routing.is_file() else None,
     )
-    partial = result_file.with_suffix('.tmp')
-    partial.write_text(json.dumps(result, indent=1))
-    partial.replace(result_file)
+    write_json(result_file, result)
     shown = ', '.join(f'{name} {result[key]:.1f}' for key, name, _ in METRICS[args.task])
     print(f'{method}, seed {seed}: {shown} ({(time.monotonic() - start) / 60:.1f} min)', flush=True)
     return result
+
+
+def environment() -> dict[str, Any]:
+    """What figures depend on beside the code."""
+    packages = ('torch', 'mmengine', 'mmcv', 'mmdet', 'mmsegmentation', 'numpy')
+    versions = {}
+    for package in packages:
+        for name in (package, f'onedl-{package}'):
+            with contextlib.suppress(PackageNotFoundError):
+                versions[name] = version(name)
+    return dict(machine=f'{platform.machine()}, {os.cpu_count()} cores', python=platform.python_version(), **versions)
 
 
 def spread(values: Iterable[float]) -> str:
@@ -178,7 +192,8 @@ def main() -> None:
     results.sort(key=lambda r: args.methods.index(r['method']))
     text = table(args.task, results)
     (args.work_dir / 'table.md').write_text(text + '\n')
-    print('\n' + text + f'\n\nwritten to {args.work_dir / "table.md"}')
+    write_json(args.work_dir / 'results.json', dict(command=' '.join(sys.argv), **environment(), results=results))
+    print('\n' + text + f'\n\nwritten to {args.work_dir}: table.md, results.json')
 
 
 if __name__ == '__main__':

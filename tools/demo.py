@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
-import os
 import shutil
 import time
 from functools import partial
@@ -37,6 +35,7 @@ from cropr_mm.engine.launch import (
     load_model,
     plain_errors,
 )
+from cropr_mm.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = dict(seg='fcn_cropr-vit_sample.py', det='mask-rcnn_cropr-vit_sample.py')
@@ -122,13 +121,6 @@ def draw(model: Any, cfg: Config, folder: Path, count: int) -> list[str]:
     ]
 
 
-def write_summary(file: Path, summary: dict[str, Any]) -> None:
-    """Whole or not at all."""
-    partial_file = file.with_suffix('.partial')
-    partial_file.write_text(json.dumps(summary, indent=2) + '\n')
-    os.replace(partial_file, file)
-
-
 def table(summary: dict[str, Any], task: str) -> str:
     scores = '   '.join(f'{key} {summary[key]:.1f}' for key in METRICS[task])
     lines = [
@@ -193,7 +185,7 @@ def main() -> None:
         threads=torch.get_num_threads(),
         torch=torch.__version__,
     )
-    write_summary(out / 'summary.json', summary)
+    write_json(out / 'summary.json', summary)
     print('\n' + table(summary, args.task) + f'\nsummary: {out / "summary.json"}')
 
 
