@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from .classes import CLASSES, METAINFO, PALETTE, STUFF, THING_METAINFO, THINGS
+from .crops import SampleCrops
 from .sample import write_sample_data
 from .scenes import Scene, draw_crop, draw_scene
 
@@ -14,6 +15,7 @@ __all__ = [
     'STUFF',
     'THINGS',
     'THING_METAINFO',
+    'SampleCrops',
     'Scene',
     'draw_crop',
     'draw_scene',
