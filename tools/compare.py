@@ -44,7 +44,7 @@ VARIANTS = {
 }
 METHODS = {
     'seg': (*SELECTORS, 'cropr-multilabel', 'cropr-patch', *VARIANTS, 'cropr-retrofit'),
-    'det': (*SELECTORS, 'cropr-difficulty', *VARIANTS, 'cropr-retrofit'),
+    'det': (*SELECTORS, 'cropr-multilabel', *VARIANTS, 'cropr-retrofit'),
 }
 NECKS = {'seg': 'model.neck', 'det': 'model.neck.0'}  # where TokenReinsertion stands
 AFTER = {'cropr-retrofit': 'dense'}  # starts from the checkpoint of that method with the same seed

@@ -17,7 +17,7 @@ NAMES = sorted(file.stem for file in CONFIGS.glob('*.py'))
 def test_all_selectors_have_a_config():
     assert {name.split('_')[1].removesuffix('-vit') for name in NAMES} == {
         'dense', 'oracle', 'random', 'variance', 'attention', 'nonsalient',
-        'cropr', 'cropr-difficulty', 'cropr-multilabel', 'cropr-patch', 'cropr-retrofit'}  # fmt: skip
+        'cropr', 'cropr-multilabel', 'cropr-patch', 'cropr-retrofit'}  # fmt: skip
 
 
 @pytest.mark.parametrize('file', sorted(ROOT.glob('configs/*/*.py')), ids=lambda file: file.stem)
