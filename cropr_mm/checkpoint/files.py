@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 import torch
+from mmengine.dist import barrier, get_rank
 from mmengine.runner import CheckpointLoader
 from torch import Tensor
 
@@ -42,7 +47,7 @@ def read_state_dict(path: str, prefix: str | None = None) -> dict[str, Tensor]:
 
 
 def read_weights(path: str, prefix: str | None = None) -> Weights:
-    """Read the weights of a ViT from a .safetensors or torch file, or from an address that mmengine knows.
+    """Read the weights of a ViT from a .safetensors or torch file, or from an address.
 
     Pickled code is never run (``weights_only``).
 
@@ -55,8 +60,10 @@ def read_weights(path: str, prefix: str | None = None) -> Weights:
         FileNotFoundError: no such file.
         ValueError: the file is damaged, refused or holds no ViT, or none or several under ``prefix``.
     """
-    if '://' in path:
-        content: Any = CheckpointLoader.load_checkpoint(path, map_location='cpu')
+    if path.startswith(('http://', 'https://', 'file://')):
+        content: Any = _read_file(_download(path))
+    elif '://' in path:
+        content = CheckpointLoader.load_checkpoint(path, map_location='cpu')
     elif not Path(path).is_file():
         raise FileNotFoundError(f'init_cfg.checkpoint={path!r}: there is no such file')
     else:
@@ -70,13 +77,32 @@ def read_weights(path: str, prefix: str | None = None) -> Weights:
     return Weights(inside, place, tuple(f'{name} ({n})' for name, n in outside.items()), _recorded_grid(content, place))
 
 
+def _download(address: str) -> str:
+    """Path of a file from the internet, kept in torch.hub's folder.
+
+    Not through mmengine, which reads what it downloads without the unpickling protection and by the last part of its
+    name: many published files are called ``model.safetensors``.
+    """
+    name = f'{hashlib.sha256(address.encode()).hexdigest()[:12]}_{Path(urlparse(address).path).name}'
+    target = Path(torch.hub.get_dir()) / 'checkpoints' / name
+    for turn in (get_rank() == 0, get_rank() != 0):  # the first process fetches it for all on its machine
+        if turn and not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(address, str(target), progress=get_rank() == 0)
+        barrier()
+    return str(target)
+
+
 def _read_file(path: str) -> Any:
+    # The command line of a training, as timm's and Meta's scripts save it: attributes and nothing else.
+    harmless = getattr(torch.serialization, 'safe_globals', contextlib.nullcontext)([argparse.Namespace])
     try:
         if path.endswith('.safetensors'):
             from safetensors.torch import load_file
 
             return load_file(path)
-        return torch.load(path, map_location='cpu', weights_only=True)
+        with harmless:
+            return torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # every reader has its own exceptions for a damaged file
         raise ValueError(
             f'{path}: cannot be read as a checkpoint; the file is damaged, cut short, or holds more than '

@@ -59,6 +59,11 @@ def _blocks(state: Mapping[str, Tensor]) -> list[int]:
 # --- attention and MLP ----------------------------------------------------------------------------------------
 
 
+def divides(tensor: Tensor, parts: int) -> bool:
+    """Whether a tensor can be cut into equal parts along its first dimension."""
+    return tensor.ndim > 0 and tensor.shape[0] % parts == 0
+
+
 def _has_bias(state: Mapping[str, Tensor], place: str) -> bool:
     return any(place + name in state for name in ('qkv.bias', 'q_bias', 'v_bias', 'q_proj.bias', 'v_proj.bias'))
 
@@ -81,7 +86,7 @@ def _fit_attention(state: State, own: Mapping[str, Tensor], place: str) -> None:
     fused, parts = f'{place}qkv.weight', [f'{place}{p}_proj.weight' for p in 'qkv']
     if fused in own and all(name in state for name in parts):
         state[fused] = torch.cat([state.pop(name) for name in parts])
-    elif parts[0] in own and fused in state:
+    elif parts[0] in own and fused in state and divides(state[fused], 3):
         state.update(zip(parts, state.pop(fused).chunk(3)))
     biases = _take_biases(state, place)
     if biases is None:
@@ -101,7 +106,8 @@ def _fit_attention(state: State, own: Mapping[str, Tensor], place: str) -> None:
 
 def _take_biases(state: State, place: str) -> tuple[Tensor, Tensor | None, Tensor] | None:
     """Biases of queries, keys (None: there is none) and values, taken out of the state dict; None if incomplete."""
-    if f'{place}qkv.bias' in state:
+    fused = state.get(f'{place}qkv.bias')
+    if fused is not None and divides(fused, 3):
         query, key, value = state.pop(f'{place}qkv.bias').chunk(3)
         return query, key, value
     for pattern in ('{}_bias', '{}_proj.bias'):
@@ -117,7 +123,7 @@ def _fit_swiglu(state: State, own: Mapping[str, Tensor], place: str) -> None:
         packed, gate, value = (f'{place}{layer}.{kind}' for layer in ('fc1', 'fc1_g', 'fc1_x'))
         if packed in own and gate in state and value in state:
             state[packed] = torch.cat([state.pop(gate), state.pop(value)])
-        elif gate in own and packed in state:
+        elif gate in own and packed in state and divides(state[packed], 2):
             state[gate], state[value] = state.pop(packed).chunk(2)
 
 
@@ -127,9 +133,12 @@ def _fit_swiglu(state: State, own: Mapping[str, Tensor], place: str) -> None:
 def _fit_positions(
     state: State, own: Mapping[str, Tensor], grid: tuple[int, int], old_grid: tuple[int, int] | None
 ) -> list[str]:
-    if 'pos_embed' not in state or 'pos_embed' not in own or state['pos_embed'].ndim != 3:
+    if 'pos_embed' not in state or 'pos_embed' not in own:
         return []
     positions = state['pos_embed']
+    tokens = [state[name] for name in ('pos_embed', 'cls_token', 'reg_token') if name in state]
+    if any(t.ndim != 3 or t.shape[2] != positions.shape[-1] for t in tokens):
+        return []
     registers = state['reg_token'].shape[1] if 'reg_token' in state else 0
     embedded = own['pos_embed'].shape[1] - grid[0] * grid[1]
     # Prefix tokens with a position: as the model has it, none (DeiT III, timm's models with registers), the class

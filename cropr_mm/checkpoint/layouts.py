@@ -58,10 +58,13 @@ _NOT_BACKBONE = re.compile(
 )
 
 _BLOCK = r'layers\.(\d+)\.'
+# A distilled DeiT's second token takes part in attention as a register does.
+_DISTILLED: Rules = ((r'dist_token$', 'reg_token'),)
 # timm keeps layer scale in blocks.0.ls1.gamma in its ViTs and in blocks.0.gamma_1 in its EVAs, as DeiT III does.
 _GAMMAS: Rules = ((r'(blocks\.\d+)\.gamma_([12])$', r'\1.ls\2.gamma'),)
 # mmcv's FFN is a Sequential; mmpretrain and mmsegmentation share these names.
 _OPENMMLAB: Rules = (
+    *_DISTILLED,
     (r'patch_embed\.projection\.', 'patch_embed.proj.'),
     (_BLOCK + r'(?:ln|norm)([12])\.', r'blocks.\1.norm\2.'),
     (_BLOCK + r'ffn\.layers\.0\.0\.', r'blocks.\1.mlp.fc1.'),
@@ -78,8 +81,8 @@ def _masked_bias(state: State) -> State:
     state = {name: value for name, value in state.items() if name not in masks}
     for name in masks:
         bias = name.replace('.bias_mask', '.bias')
-        if bias in state:
-            # Not the product: the mask of the keys is NaN until it is loaded, and says nothing but which part is off.
+        if bias in state and state[bias].numel() % 3 == 0:
+            # Not the product: a mask that nobody has set is NaN.
             query, key, value = state[bias].chunk(3)
             state[bias] = torch.cat([query, torch.zeros_like(key), value])
     return state
@@ -145,8 +148,7 @@ LAYOUTS: tuple[Layout, ...] = (
         marks=(r'blocks\.0\.(norm1|attn|mlp)\.',),
         rules=(
             *_GAMMAS,
-            # A distilled DeiT's second token takes part in attention as a register does.
-            (r'dist_token$', 'reg_token'),
+            *_DISTILLED,
         ),
     ),
     Layout(

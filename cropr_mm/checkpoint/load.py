@@ -56,7 +56,7 @@ def load_vit_weights(model: Backbone, path: str, prefix: str | None = None) -> N
         converted, layout = convert(dense)
         check_angles(dense, model.rotary_angles)
         state, notes = fit(converted, own, model.grid, found.grid)
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:  # RuntimeError: tensors whose shapes do not go together
         raise ValueError(f'{path}: {error}; its names are {shorten(list(dense))}') from error
     backbone = {name: value for name, value in own.items() if not name.startswith('pruners.')}
     _compare(state, backbone, path, layout, model)

@@ -1,5 +1,7 @@
 """Where in a file a ViT is found, and the grid it was trained on."""
 
+import argparse
+
 import pytest
 import torch
 from helpers import cropr, small_vit
@@ -76,6 +78,25 @@ def test_prefix_is_taken_as_mmengine_takes_it(tmp_path):
     assert read_weights(path, 'backbone').place == 'state_dict.backbone.'
     with pytest.raises(ValueError, match=r"several ViTs, behind 'state_dict.backbone.', 'state_dict.other.'; choose"):
         read_weights(path)
+
+
+def test_the_command_line_that_training_scripts_save_is_no_obstacle(tmp_path):
+    content = {'model': vit(1), 'args': argparse.Namespace(lr=0.1, output='out'), 'epoch': 3}
+    assert read_weights(write(content, tmp_path / 'w.pth')).place == 'model.'
+
+
+@pytest.mark.parametrize('suffix', ['pth', 'safetensors'])
+def test_files_of_one_name_from_two_addresses_are_two(suffix, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path / 'hub'))
+    for value in (1, 2):
+        folder = tmp_path / str(value)
+        folder.mkdir()
+        path = folder / f'model.{suffix}'
+        write(vit(value), path)
+        for _ in range(2):  # the second time from torch.hub's folder
+            assert (read_state_dict(path.as_uri())['norm.weight'] == value).all()
+        path.unlink()
+        assert (read_state_dict(path.as_uri())['norm.weight'] == value).all()
 
 
 # --- init_cfg -------------------------------------------------------------------------------------------------

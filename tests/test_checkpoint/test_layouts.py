@@ -142,7 +142,7 @@ def dinov3(state):
             query, value = state.pop(f'{place}q_bias'), state.pop(f'{place}v_bias')
             state[f'{place}qkv.bias'] = torch.cat([query, torch.randn(48), value])
             ones = torch.ones(48)
-            state[f'{place}qkv.bias_mask'] = torch.cat([ones, ones * 0, ones])
+            state[f'{place}qkv.bias_mask'] = torch.cat([ones, ones * float('nan') if i else ones * 0, ones])
     periods = {'rope_embed.periods': (100.0 ** (torch.arange(6) / 6)).bfloat16()}
     norm = {f'local_cls_norm.{kind}': torch.randn(48) for kind in ('weight', 'bias')}
     return {**state, **periods, **norm, 'mask_token': torch.zeros(1, 48)}
@@ -319,6 +319,12 @@ def test_mmpretrains_vit(settings, arch, tmp_path):
     path = saved_by_runner(source, tmp_path / 'w.pth')
     model = ours(arch, 16, path, final_norm=settings.get('final_norm', True))
     assert_same_maps(model, 16, lambda images: source(images)[0][:, 1:], grid=(4, 4))
+
+
+def test_mmpretrains_distilled_deit(tmp_path):
+    source = mmpretrains('DistilledVisionTransformer')
+    model = ours(dict(TINY, num_registers=1), 16, saved_by_runner(source, tmp_path / 'w.pth'))
+    assert_same_maps(model, 16, lambda images: source(images)[0][:, 2:], grid=(4, 4))
 
 
 @pytest.mark.parametrize('size', ['small', 'large'])

@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import cropr, small_vit
+from helpers import SMALL, cropr, small_vit
 from mmengine.logging import MMLogger
 from safetensors.torch import save_file
 
@@ -183,6 +183,26 @@ def test_another_architecture_is_refused_with_a_short_list(tmp_path):
     path = save(weights_of(small_vit('eva02')), tmp_path / 'w.pth')
     with pytest.raises(ValueError, match=r'read as timm.* does not fit arch .* and \d+ more'):
         load_vit_weights(small_vit('vit', arch=dict(depth=9)), path)
+
+
+def spoil_shapes(state, name):
+    yield {**state, name: state[name][None]}
+    yield {**state, name: state[name].flatten()[:-1]}
+    yield {**state, name: state[name].new_zeros(())}
+    yield {**state, name: torch.cat([state[name], state[name][:1]])}
+
+
+@pytest.mark.parametrize('family', SMALL)
+def test_every_weight_that_is_missing_or_misshapen_is_refused(family, tmp_path):
+    model = small_vit(family)
+    state, before = model.state_dict(), weights_of(model)
+    for name in state:
+        if name.startswith('blocks.') and not name.startswith('blocks.1.'):
+            continue
+        for spoilt in [{k: v for k, v in state.items() if k != name}, *spoil_shapes(state, name)]:
+            with pytest.raises(ValueError, match=r'w.pth: .*(does not fit|holds no plain ViT|neither a square grid)'):
+                load_vit_weights(model, save(spoilt, tmp_path / 'w.pth'))
+    assert_same(model, before)
 
 
 def test_positions_without_a_square_grid_are_named(weights, tmp_path):
