@@ -1,6 +1,7 @@
-"""Evaluate a checkpoint with any mmsegmentation or mmdetection config.
+"""Evaluate a checkpoint with any mmsegmentation, mmdetection or mmpretrain config.
 
 python tools/test.py configs/sample/fcn_cropr-vit_sample.py work_dirs/fcn_cropr-vit_sample/iter_1200.pth
+python tools/test.py CONFIG CHECKPOINT --cfg-options model.backbone.pruning.rate=10
 python tools/test.py CONFIG CHECKPOINT --show-dir painted --out predictions.pkl
 tools/dist_test.sh CONFIG CHECKPOINT 8
 """
@@ -19,7 +20,7 @@ from cropr_mm.engine.safe_load import check_checkpoint
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='config file of mmsegmentation or mmdetection')
+    parser.add_argument('config', help='config file of mmsegmentation, mmdetection or mmpretrain')
     parser.add_argument('checkpoint', help='checkpoint file')
     add_run_arguments(parser)
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""Train a model from any mmsegmentation or mmdetection config.
+"""Train a model from any mmsegmentation, mmdetection or mmpretrain config.
 
 python tools/train.py configs/sample/fcn_cropr-vit_sample.py
 python tools/train.py CONFIG --work-dir work_dirs/mine --resume
@@ -22,7 +22,7 @@ from cropr_mm.engine.launch import (
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='config file of mmsegmentation or mmdetection')
+    parser.add_argument('config', help='config file of mmsegmentation, mmdetection or mmpretrain')
     add_run_arguments(parser)
     parser.add_argument(
         '--resume',

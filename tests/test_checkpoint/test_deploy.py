@@ -8,7 +8,9 @@ import pytest
 import torch
 from helpers import cropr, small_vit
 from mmengine.config import Config
-from mmengine.runner import load_checkpoint
+from mmengine.hooks import EMAHook
+from mmengine.model import BaseModel
+from mmengine.runner import Runner, load_checkpoint
 from safetensors import safe_open
 from torch import nn
 
@@ -103,14 +105,40 @@ def test_checking_leaves_the_random_numbers_of_others_alone():
 # --- what is read ---------------------------------------------------------------------------------------------
 
 
-def test_averaged_weights_are_the_ones_that_state_dict_holds(tmp_path):
-    """mmengine's EMAHook swaps them when it saves."""
-    averaged, moved = torch.ones(2), torch.zeros(2)
-    ema = {'module.head.weight': moved, 'steps': torch.tensor(3)}
-    torch.save(dict(state_dict={'head.weight': averaged}, ema_state_dict=ema), tmp_path / 'ema.pth')
-    assert read_checkpoint(str(tmp_path / 'ema.pth'))[0]['head.weight'].tolist() == [1, 1]
-    weights, _ = read_checkpoint(str(tmp_path / 'ema.pth'), ema=False)
-    assert list(weights) == ['head.weight'] and weights['head.weight'].tolist() == [0, 0]
+class Line(BaseModel):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(2, 1)
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        return dict(loss=self.fc(torch.stack(inputs)).square().mean())
+
+
+def test_averaged_weights_and_those_that_the_optimizer_moved(tmp_path):
+    """As mmengine's EMAHook saves them."""
+    loader = dict(
+        dataset=[dict(inputs=torch.ones(2))] * 2,
+        batch_size=1,
+        num_workers=0,
+        sampler=dict(type='DefaultSampler', shuffle=False),
+        collate_fn=dict(type='pseudo_collate'),
+    )
+    average = EMAHook(momentum=0.5)
+    runner = Runner(
+        Line(),
+        str(tmp_path),
+        train_cfg=dict(by_epoch=True, max_epochs=1),
+        train_dataloader=loader,
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
+        custom_hooks=[average],
+        log_level='ERROR',
+        experiment_name=tmp_path.name,
+    )
+    runner.train()
+    file = str(tmp_path / 'epoch_1.pth')
+    averaged, moved = (read_checkpoint(file, ema)[0]['fc.weight'] for ema in (True, False))
+    assert torch.equal(averaged, average.ema_model.module.fc.weight) and torch.equal(moved, runner.model.fc.weight)
+    assert not torch.equal(averaged, moved)
 
 
 def test_without_an_average_there_is_nothing_to_choose(tmp_path):
