@@ -119,7 +119,7 @@ def _hints(missing: list[str], extra: list[str], state: Mapping[str, Tensor]) ->
     if 'blocks.0.ls1.gamma' in missing:
         hints.append('arch.layer_scale=None')
     if 'norm.weight' in missing:
-        hints.append('final_norm=False (mmsegmentation trains without by default)')
+        hints.append('final_norm=False (the file has no final norm)')
     if 'blocks.0.attn.k_bias' in extra:
         hints.append('arch.key_bias=True')
     return hints
