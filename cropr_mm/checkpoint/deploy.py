@@ -6,6 +6,7 @@ import copy
 import json
 import pickle
 import re
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -175,7 +176,9 @@ def save_weights(path: str | Path, weights: Mapping[str, Tensor], meta: Mapping[
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise ValueError(f'{str(path)!r}: a file name that ends in {" or ".join(SUFFIXES)} is expected')
-    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in weights.items()}
+    tensors = OrderedDict((k, v.detach().cpu().contiguous().clone()) for k, v in weights.items())
+    if hasattr(weights, '_metadata'):  # of a state dict: a CroprViT's patch grid, among others
+        tensors._metadata = weights._metadata  # type: ignore[attr-defined]
     with whole_file(path) as partial:
         if path.suffix == '.safetensors':
             from safetensors.torch import save_file
