@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import json
 import os
 import platform
@@ -26,6 +27,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from mmengine.config import Config
+
+from cropr_mm.engine.launch import plain_errors
 from cropr_mm.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -82,6 +86,27 @@ def config_of(task: str, method: str) -> Path:
     return ROOT / 'configs' / 'sample' / CONFIGS[task].format(VARIANTS.get(method, (method,))[0])
 
 
+def options_of(args: argparse.Namespace, method: str, seed: int) -> list[str]:
+    changes = [change.format(neck=NECKS[args.task]) for change in VARIANTS.get(method, ('', ()))[1]]
+    return [f'randomness.seed={seed}', *changes, *args.cfg_options]
+
+
+def digest(args: argparse.Namespace, method: str, seed: int) -> str:
+    """Of all settings that a run depends on, apart from where this clone lies."""
+    config = Config.fromfile(str(config_of(args.task, method))).pretty_text.replace(str(ROOT), '')
+    return hashlib.sha256('\n'.join([config, *options_of(args, method, seed)]).encode()).hexdigest()
+
+
+def check_folder(args: argparse.Namespace, method: str, seed: int) -> None:
+    """Raise ValueError where an earlier run had other settings."""
+    folder = args.work_dir / f'{method}-{seed}'
+    plan = folder / 'plan'
+    if folder.is_dir() and not (plan.is_file() and plan.read_text() == digest(args, method, seed)):
+        raise ValueError(
+            f'{folder}: was run with another config or other --cfg-options; remove it or choose another --work-dir'
+        )
+
+
 def checkpoint_of(folder: Path) -> str:
     return (folder / 'last_checkpoint').read_text().strip()
 
@@ -97,11 +122,11 @@ def _train_and_test(args: argparse.Namespace, method: str, seed: int) -> dict[st
     result_file = folder / 'result.json'
     if result_file.is_file():
         return json.loads(result_file.read_text())
+    options = options_of(args, method, seed)
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / 'plan').write_text(digest(args, method, seed))
     env = {'OMP_NUM_THREADS': str(max(1, (os.cpu_count() or 1) // args.jobs)), **os.environ}
     config, log = str(config_of(args.task, method)), folder / 'output.log'
-    changes = [change.format(neck=NECKS[args.task]) for change in VARIANTS.get(method, ('', ()))[1]]
-    options = [f'randomness.seed={seed}', *changes, *args.cfg_options]
     if method in AFTER:
         train_and_test(args, AFTER[method], seed)
         options.append(f'load_from={checkpoint_of(args.work_dir / f"{AFTER[method]}-{seed}")}')
@@ -187,6 +212,9 @@ def main() -> None:
     # Seed by seed, so that whatever is finished first already compares all methods.
     plan = [(method, seed) for seed in args.seeds for method in args.methods]
     print(f'{len(plan)} runs, {args.jobs} at a time, in {args.work_dir}', flush=True)
+    with plain_errors():
+        for run in plan:
+            check_folder(args, *run)
     with ThreadPoolExecutor(args.jobs) as pool:
         results = list(pool.map(lambda run: train_and_test(args, *run), plan))
     results.sort(key=lambda r: args.methods.index(r['method']))

@@ -82,7 +82,8 @@ def main() -> None:
         schedules = schedules_for(backbone, rates)
         count = args.images or cfg.test_dataloader.get('batch_size', 1)
         dataset = runner.build_dataloader(cfg.test_dataloader).dataset
-        batch = pseudo_collate([dataset[i % len(dataset)] for i in range(count)])
+        # One image several times: images of a data set may differ in size, and what is pruned does not depend on them.
+        batch = pseudo_collate([dataset[0] for _ in range(count)])
         points = time_rates(model, schedules, model.data_preprocessor(batch, False), count, args.rounds)
     done: list[RatePoint] = []
     for rate, schedule in schedules.items():

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from mmengine.registry import MODELS
 
-from ..models import CroprViT
+from ..models import CroprPruner, CroprViT
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def build_variants(backbone: Mapping[str, Any]) -> dict[str, CroprViT]:
 
     Args:
         backbone: config of a CroprViT with ``pruning``; its ``rate``, ``keep``, ... hold for both pruned ones,
-            its ``pruner`` for Cropr where it is one. ``init_cfg`` is followed.
+            its ``pruner`` for Cropr where it is a learnt one. ``init_cfg`` is followed.
 
     Raises:
         ValueError: the config has no ``pruning``.
@@ -116,7 +116,8 @@ def build_variants(backbone: Mapping[str, Any]) -> dict[str, CroprViT]:
         raise ValueError('backbone.pruning is not set; a rate or keep is needed for the pruned variants')
     plan = {key: value for key, value in pruning.items() if key not in ('pruner', 'deploy')}
     cropr = dict(pruning.get('pruner') or {})
-    if cropr.get('type') != 'CroprPruner':
+    kind = MODELS.get(cropr['type']) if isinstance(cropr.get('type'), str) else cropr.get('type')
+    if not (isinstance(kind, type) and issubclass(kind, CroprPruner)):
         cropr = dict(type='CroprPruner', aux_head=dict(type='MultiLabelAuxHead', num_classes=1))
     variants: dict[str, CroprViT] = {}
     for name, value in (

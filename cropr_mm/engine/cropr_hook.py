@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..models.vit import CroprViT
 from .curriculum import Curriculum
-from .retrofit import check_wrapper, evaluate_all_but_pruners, freeze_all_but_pruners
+from .retrofit import check_fits, check_wrapper, evaluate_all_but_pruners, freeze_all_but_pruners
 
 
 @HOOKS.register_module()
@@ -52,6 +52,10 @@ class CroprHook(Hook):
         self.retrofit = retrofit
         self._backbones: list[CroprViT] = []
         self._handle: RemovableHandle | None = None
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        if self.retrofit and not runner._resume:
+            check_fits(_unwrap(runner.model), checkpoint.get('state_dict', checkpoint))
 
     def before_train(self, runner: Runner) -> None:
         self.curriculum.check(runner)

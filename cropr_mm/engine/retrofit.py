@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from mmengine.model import is_model_wrapper
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..models.vit import CroprViT
@@ -18,6 +20,29 @@ def check_wrapper(model: nn.Module) -> None:
     if not model.find_unused_parameters:
         raise ValueError(
             'CroprHook.retrofit=True trains a part of the parameters; set find_unused_parameters=True in the config'
+        )
+
+
+def check_fits(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """See that a checkpoint has every weight that will be frozen.
+
+    Raises:
+        ValueError: lists what is missing or of another shape.
+    """
+    weights = {name.removeprefix('module.'): value for name, value in weights.items()}
+    wrong = []
+    for name, value in model.state_dict().items():
+        if '.pruners.' in f'.{name}':
+            continue
+        if name not in weights:
+            wrong.append(f'{name} is missing')
+        elif weights[name].shape != value.shape:
+            wrong.append(f'{name} {tuple(weights[name].shape)}, expected {tuple(value.shape)}')
+    if wrong:
+        more = f' and {len(wrong) - 8} more' if len(wrong) > 8 else ''
+        raise ValueError(
+            'CroprHook.retrofit=True: load_from does not fit the model, and what it lacks would stay random and '
+            f'frozen ({"; ".join(wrong[:8])}{more}). A checkpoint of the same config with pruning=None is expected'
         )
 
 

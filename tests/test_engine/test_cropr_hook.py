@@ -365,3 +365,27 @@ def test_retrofit_under_ddp_asks_for_the_flag_it_needs():
     wrapper.find_unused_parameters = True
     check_wrapper(wrapper)
     check_wrapper(Segmentor())
+
+
+def saved(model, tmp_path, rename=lambda name: name):
+    torch.save(dict(state_dict={rename(k): v for k, v in model.state_dict().items()}), tmp_path / 'dense.pth')
+    return str(tmp_path / 'dense.pth')
+
+
+def test_retrofit_starts_from_a_dense_checkpoint(tmp_path):
+    dense, model = Segmentor(None), Segmentor()
+    train(tmp_path, by_epoch=False, model=model, hook=dict(retrofit=True), load_from=saved(dense, tmp_path))
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in dense.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    'change, words',
+    [
+        (lambda name: name.replace('blocks', 'layers'), r'backbone.blocks.0.norm1.weight is missing'),
+        (lambda name: name if name != 'head.weight' else 'other', r'head.weight is missing'),
+    ],
+)
+def test_retrofit_refuses_a_checkpoint_that_leaves_weights_random(tmp_path, change, words):
+    checkpoint = saved(Segmentor(None), tmp_path, change)
+    with pytest.raises(ValueError, match=rf'CroprHook.retrofit=True: load_from does not fit .*{words}'):
+        train(tmp_path, by_epoch=False, hook=dict(retrofit=True), load_from=checkpoint)

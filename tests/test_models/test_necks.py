@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import small_vit
 from mmengine.registry import MODELS
 from torch import nn
 
@@ -183,3 +184,12 @@ def test_roi_align_reads_the_pyramid_as_it_is():
     grid = (2 * centres + 1) / 6 - 1
     expected = F.grid_sample(level, grid[:, None, None], align_corners=False)
     torch.testing.assert_close(pooled, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('count', [0, 8])
+def test_the_mask_token_has_a_gradient_also_where_nothing_is_missing(count):
+    """DDP waits for one from every parameter."""
+    model = small_vit(pruning=dict(pruner=dict(type='RandomPruner'), rate=count, fusion=None)).train()
+    neck = TokenReinsertion('mask_token', embed_dim=16).train()
+    neck(model(torch.randn(1, 3, 24, 24)))[-1].sum().backward()
+    assert neck.mask_token.grad is not None and bool(neck.mask_token.grad.abs().sum() > 0) == bool(count)

@@ -1,5 +1,6 @@
 """The comparison's table and its variants; the runs themselves are those of tools/train.py."""
 
+import argparse
 import runpy
 
 import pytest
@@ -52,3 +53,16 @@ def test_variants_change_what_they_are_named_for(task, library, method, data_fol
 @pytest.mark.parametrize('task', ['seg', 'det'])
 def test_every_method_has_a_config(task):
     assert all(compare['config_of'](task, method).is_file() for method in compare['METHODS'][task])
+
+
+def test_a_folder_of_other_settings_is_refused(tmp_path):
+    args = argparse.Namespace(task='seg', work_dir=tmp_path, cfg_options=[])
+    check, folder = compare['check_folder'], tmp_path / 'cropr-exit-0'
+    check(args, 'cropr-exit', 0)
+    folder.mkdir()
+    with pytest.raises(ValueError, match='cropr-exit-0: was run with another config'):
+        check(args, 'cropr-exit', 0)
+    (folder / 'plan').write_text(compare['digest'](args, 'cropr-exit', 0))
+    check(args, 'cropr-exit', 0)
+    with pytest.raises(ValueError, match='was run with another config'):
+        check(argparse.Namespace(**{**vars(args), 'cfg_options': ['train_cfg.max_iters=9']}), 'cropr-exit', 0)

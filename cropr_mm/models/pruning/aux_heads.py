@@ -184,13 +184,10 @@ class ClsAuxHead(BaseAuxHead):
 
     def loss(self, logits: Tensor, data_samples: Sequence[Any], grid: tuple[int, int]) -> Tensor:
         target, count = self._target(data_samples, logits.device)
-        total = F.cross_entropy(
-            logits.float().squeeze(1),
-            target,
-            ignore_index=self.ignore_index,
-            reduction='sum',
-            label_smoothing=self.label_smoothing,
-        )
+        settings: dict[str, Any] = dict(reduction='sum', label_smoothing=self.label_smoothing)
+        if not target.is_floating_point():  # shares of mixed images ignore nothing
+            settings['ignore_index'] = self.ignore_index
+        total = F.cross_entropy(logits.float().squeeze(1), target, **settings)
         return total / count
 
     def _target(self, data_samples: Sequence[Any], device: torch.device) -> tuple[Tensor, Tensor | int]:

@@ -70,7 +70,8 @@ def _from_boxes(sample: Any, grid: tuple[int, int], patch_size: int, num_classes
     covered = (across[1][:, :, None] * across[0][:, None, :]).flatten(1)  # (boxes, patches)
     uncovered = torch.cat([1 - covered, covered.new_ones(1, covered.shape[1])])
     seen = uncovered.flip(0).cumprod(dim=0).flip(0)  # share of each patch that this box and the later ones leave
-    shares = F.one_hot(labels, num_classes + 1).float().t() @ (covered * seen[1:])
+    with torch.autocast(boxes.device.type, enabled=False):
+        shares = F.one_hot(labels, num_classes + 1).float().t() @ (covered * seen[1:])
     shares[num_classes] = seen[0]
     return shares.t().contiguous()
 

@@ -88,7 +88,8 @@ class Schedule:
             raise ValueError(
                 f'pruning.blocks={list(blocks)} goes with pruning.rate or target_ratio; pruning.keep has its own'
             )
-        # Config files written as JSON or YAML give the block numbers as strings.
+        # Config files written as JSON or YAML, and --cfg-options, give the block numbers as strings. Where a number is
+        # there both ways, the command line came later.
         plan = {int(b) if isinstance(b, str) and b.isdigit() else b: ratio for b, ratio in keep.items()}
         order = self._check_blocks(list(plan), last, 'keep')
         ratios = tuple(plan[b] for b in order)
@@ -135,7 +136,7 @@ class Schedule:
     def _plan(self, patches: int, progress: float) -> list[float]:
         """Patch tokens that should remain behind each module."""
         if self.keep:
-            return [patches * (1 - (1 - ratio) * progress) for ratio in self.keep]
+            return [patches * (ratio + (1 - ratio) * (1 - progress)) for ratio in self.keep]
         rate = self.rate or 0
         if isinstance(rate, int):  # the curriculum moves in whole tokens
             leaving = math.floor(rate * progress) * patches / self.num_patches
@@ -157,7 +158,7 @@ class Schedule:
         patches = grid[0] * grid[1]
         current, counts = patches + prefix, []
         for remaining in self._plan(patches, progress):
-            total = remaining + prefix
+            total = remaining + prefix - 1e-6  # 0.55 * 1600 is 880.0000000000001; that is no token more
             if remaining < patches and self.round_to > 1:
                 # Nearest multiple, halves down. A plan too small for one multiple stands as it is.
                 total = math.ceil((total - self.round_to / 2) / self.round_to) * self.round_to or total

@@ -189,6 +189,12 @@ def test_mixed_labels_go_before_the_label_of_either_image(smoothing):
     assert loss.item() == pytest.approx(cross_entropy(logits[:, 0], shares, smoothing), rel=1e-5)
 
 
+def test_a_label_to_ignore_does_not_disturb_mixed_ones():
+    mixed = [BaseDataElement(gt_score=torch.tensor([0.25, 0.75, 0.0]))]
+    logits = torch.randn(1, 1, 3)
+    assert cls_head(ignore_index=255).loss(logits, mixed, GRID) == cls_head().loss(logits, mixed, GRID)
+
+
 def test_an_unlabelled_image_does_not_dilute_the_others():
     logits = torch.randn(2, 1, 3)
     together = cls_head().loss(logits, [cls_sample(1), cls_sample(-100)], GRID)

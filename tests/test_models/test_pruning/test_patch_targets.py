@@ -120,3 +120,10 @@ def test_targets_are_worked_out_once_per_sample_and_let_go_with_it():
     del sample
     gc.collect()
     assert len(patch_targets._known) == known
+
+
+def test_boxes_are_counted_in_float32_under_autocast():
+    boxes = ([[1.3, 2.1, 9.7, 7.2], [0, 0, 16, 12]], [0, 2])
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        shares = patch_classes(box_sample(*boxes), GRID, PATCH, CLASSES)
+    assert torch.equal(shares, patch_classes(box_sample(*boxes), GRID, PATCH, CLASSES))

@@ -64,6 +64,14 @@ def test_the_target_ratio_is_reached(trained, grid, target, round_to, blocks):
     assert abs(left - (1 - target) * patches) <= max(round_to / 2, 1) + 1e-6 or left == 1
 
 
+@given(grids, st.integers(1, 100))
+def test_keep_is_exact_in_percent(grid, percent):
+    patches = grid[0] * grid[1]
+    assume(percent * patches >= 100)
+    schedule = Schedule(12, grid, keep={3: percent / 100}, round_to=1)
+    assert tokens_after(schedule, grid, 0) == [-(-percent * patches // 100)]
+
+
 def test_without_rounding_the_rate_is_exact():
     assert Schedule(12, (14, 14), rate=10, round_to=1).counts((14, 14), 1) == [10] * 10
 
