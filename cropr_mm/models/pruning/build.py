@@ -35,6 +35,11 @@ class PrunerList(nn.ModuleList):
         # A dense model's state dict has nothing about pruning in it.
         self.register_buffer('blocks', torch.tensor(list(blocks), dtype=torch.long), persistent=len(blocks) > 0)
 
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):  # torch would call the constructor without the blocks
+            return PrunerList(list(self)[index], self.blocks.tolist()[index])
+        return super().__getitem__(index)
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         if len(self):
             theirs = state_dict.get(f'{prefix}blocks', self.blocks).tolist()

@@ -61,3 +61,11 @@ def test_a_dense_state_dict_says_nothing_of_pruning():
 def test_pruners_are_left_over_where_a_dense_model_loads_strictly():
     with pytest.raises(RuntimeError, match=r'Unexpected key.*pruners.0.queries'):
         small_vit().load_state_dict(pruned(rate=8).state_dict())
+
+
+def test_a_slice_keeps_the_blocks_of_its_selectors():
+    pruners = small_vit(pruning=dict(pruner=cropr(), rate=8)).pruners
+    part = pruners[1:]
+    assert list(part) == list(pruners)[1:] and part.blocks.tolist() == pruners.blocks.tolist()[1:]
+    assert pruners[-1] is list(pruners)[-1] and len(pruners[:0]) == 0
+    assert 'blocks' not in pruners[:0].state_dict()
