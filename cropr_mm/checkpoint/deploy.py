@@ -16,6 +16,7 @@ from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
+from ..config_types import is_type
 from ..files import whole_file
 from ..models import CroprViT
 from ..tokens import SparseFeature
@@ -28,7 +29,7 @@ TOLERANCE = 1e-5
 def pruned_backbones(settings: Any, key: str) -> Iterator[tuple[str, Any]]:
     """All configs of a CroprViT with pruning inside a config, each with its key."""
     if isinstance(settings, Mapping):
-        if settings.get('type') == 'CroprViT' and settings.get('pruning'):
+        if is_type(settings, 'CroprViT') and settings.get('pruning'):
             yield key, settings
         for name, part in settings.items():
             yield from pruned_backbones(part, f'{key}.{name}')
@@ -41,14 +42,19 @@ def deployed_config(cfg: Config) -> tuple[Config, list[str]]:
     """The config that builds the folded model, and the ``KEY=VALUE`` options that make it from the given one.
 
     Raises:
-        ValueError: the model has no pruned CroprViT, or is folded as it is.
+        ValueError: the model has no pruned CroprViT, one without a pruner, or is folded as it is.
     """
     deployed = copy.deepcopy(cfg)
     found = list(pruned_backbones(deployed.model, 'model'))
     if not found:
         raise ValueError('model: there is no CroprViT with pruning in this config, so there is nothing to fold')
     for key, backbone in found:
-        if backbone.pruning.get('deploy') or backbone.pruning.pruner.get('deploy'):
+        pruner = backbone.pruning.get('pruner')
+        if not isinstance(pruner, Mapping):
+            raise ValueError(
+                f"{key}.pruning.pruner={pruner!r}; a config with a type is expected, such as dict(type='RandomPruner')"
+            )
+        if backbone.pruning.get('deploy') or pruner.get('deploy'):
             raise ValueError(f'{key}.pruning.deploy=True: give the config that the model was trained with')
         backbone.pruning.deploy = True
     return deployed, [f'{key}.pruning.deploy=True' for key, _ in found]

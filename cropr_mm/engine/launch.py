@@ -25,6 +25,7 @@ from mmengine.registry import HOOKS, MODELS, RUNNERS, DefaultScope
 from mmengine.runner import Runner, find_latest_checkpoint, load_checkpoint
 from torch import nn
 
+from ..config_types import is_type
 from .safe_load import check_checkpoint
 
 _INSTALL = dict(mmseg='mmsegmentation', mmdet='mmdet', mmpretrain='mmpretrain')
@@ -214,7 +215,7 @@ def build_model(cfg: Config) -> nn.Module:
         settings.setdefault('data_preprocessor', cfg.data_preprocessor)
     model = revert_sync_batchnorm(MODELS.build(settings))
     for hook in cfg.get('custom_hooks') or ():
-        if hook.get('type') == 'OracleHook':  # that selector reads the labels outside of a runner, too
+        if is_type(hook, 'OracleHook'):  # that selector reads the labels outside of a runner, too
             HOOKS.build(hook).attach(model)
     return model.eval()
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..checkpoint import load_init_cfg, resize_position_embedding
+from ..config_types import is_type
 from ..tokens import SparseFeature
 from .archs import resolve_arch
 from .layers import Block, PatchEmbed, class_attention, init_vit_weights
@@ -154,7 +155,7 @@ class CroprViT(BaseModule):
     def init_weights(self) -> None:
         """Load ``init_cfg``'s checkpoint, if any; otherwise the initial values of the constructor stay."""
         settings = [self.init_cfg] if isinstance(self.init_cfg, Mapping) else list(self.init_cfg or [])
-        pretrained = [entry for entry in settings if entry.get('type') == 'Pretrained']
+        pretrained = [entry for entry in settings if is_type(entry, 'Pretrained', 'PretrainedInit')]
         if not pretrained:
             super().init_weights()
             return

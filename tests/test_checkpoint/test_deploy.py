@@ -14,7 +14,7 @@ from mmengine.runner import Runner, load_checkpoint
 from safetensors import safe_open
 from torch import nn
 
-from cropr_mm import SparseFeature
+from cropr_mm import CroprViT, SparseFeature
 from cropr_mm.checkpoint.deploy import (
     deployed_config,
     fold_into,
@@ -219,6 +219,21 @@ def test_the_options_make_the_deployed_config():
     again = config()
     again.merge_from_dict({options[0].split('=')[0]: True})
     assert again.model == deployed.model
+
+
+@pytest.mark.parametrize('kind', [CroprViT, 'mmengine.CroprViT', 'mmseg.CroprViT'])
+def test_the_backbone_is_found_however_its_type_is_written(kind):
+    cfg = config()
+    cfg.model.detector.backbone.type = kind
+    assert deployed_config(cfg)[1] == ['model.detector.backbone.pruning.deploy=True']
+
+
+@pytest.mark.parametrize('pruning', [dict(rate=3), dict(rate=3, pruner=None), dict(rate=3, pruner='RandomPruner')])
+def test_pruning_without_a_pruner_is_named(pruning):
+    cfg = config()
+    cfg.model.detector.backbone.pruning = pruning
+    with pytest.raises(ValueError, match=r'model.detector.backbone.pruning.pruner=.*; a config with a type is exp'):
+        deployed_config(cfg)
 
 
 def test_configs_with_nothing_to_fold_are_named():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers import cropr, small_vit
 from mmengine.logging import MMLogger
+from mmengine.model import PretrainedInit
 from mmengine.runner import save_checkpoint
 from parity import import_timm
 from safetensors.torch import save_file
@@ -110,6 +111,16 @@ def test_init_cfg_loads_from_its_prefix(as_list, tmp_path):
     model = small_vit(init_cfg=[init_cfg] if as_list else init_cfg)
     model.init_weights()
     assert all(torch.equal(value, student[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize('kind', [PretrainedInit, 'mmengine.Pretrained', 'mmengine.model.weight_init.PretrainedInit'])
+def test_pretrained_may_be_written_in_any_way_that_mmengine_takes(kind, tmp_path):
+    """mmengine's own loading would find no name behind ``model.module.`` and say so in the log alone."""
+    state = small_vit().state_dict()
+    path = write({'model': behind('module.', state)}, tmp_path / 'w.pth')
+    model = small_vit(init_cfg=dict(type=kind, checkpoint=path))
+    model.init_weights()
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
 def test_a_list_is_as_strict_as_a_dict(tmp_path):

@@ -7,6 +7,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
 
+from cropr_mm.analysis.oracle import OracleHook
 from cropr_mm.engine.launch import build_model, check_data, load_config, plain_errors, set_resume
 
 
@@ -123,3 +124,10 @@ class ToyModelForLaunch(torch.nn.Module):
     def __init__(self, data_preprocessor=None):
         super().__init__()
         self.given = data_preprocessor
+
+
+@pytest.mark.parametrize('kind', [OracleHook, 'mmengine.OracleHook', 'OracleHook'])
+def test_the_oracle_is_attached_however_its_type_is_written(kind):
+    cfg = dict(model=dict(type='ToyModelForLaunch'), custom_hooks=[dict(type='NoHookThatExists'), dict(type=kind)])
+    with pytest.raises(ValueError, match='OracleHook: the model has no OraclePruner'):  # which attaching finds out
+        build_model(Config(cfg))
