@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from mmengine.logging import MMLogger
@@ -37,7 +37,7 @@ class PrunerList(nn.ModuleList):
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):  # torch would call the constructor without the blocks
-            return PrunerList(list(self)[index], self.blocks.tolist()[index])
+            return PrunerList(cast('list[BasePruner]', list(self)[index]), self.blocks.tolist()[index])
         return super().__getitem__(index)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
