@@ -1,6 +1,6 @@
 """Loading checkpoints through mmengine: with PyTorch's unpickling protection on, and from .safetensors files.
 
-Since PyTorch 2.6 ``torch.load`` refuses every class that is not allow-listed (``weights_only=True``).
+Since PyTorch 2.6 ``torch.load`` by default refuses every class that is not allow-listed (``weights_only=True``).
 A checkpoint that mmengine's runner saves holds such classes (the history of each logged value, NumPy
 scalars, ...), so mmengine 0.10 cannot resume its own runs. :func:`allow_mmengine_checkpoints` allow-lists
 what these checkpoints hold and no more; a file that asks for anything else is refused as before.
@@ -12,6 +12,8 @@ import json
 import os
 import pickle
 import zipfile
+from collections.abc import Callable
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,6 @@ import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from mmengine.runner import CheckpointLoader
-from mmengine.utils import digit_version
 
 # Functions that live in a class are pickled as getattr(class, name). These are the ones that mmengine saves.
 _CLASS_FUNCTIONS = {
@@ -41,31 +42,49 @@ def _class_function(owner: Any, name: str) -> Any:
     return getattr(owner, name)
 
 
+def _under(full_name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that goes by another name.
+
+    PyTorch before 2.6 allow-lists by ``__module__`` and ``__name__`` and takes no pairs of function and name.
+    """
+
+    def stand_in(*args: Any) -> Any:
+        return function(*args)
+
+    stand_in.__module__, stand_in.__name__ = full_name.rsplit('.', 1)
+    stand_in.__qualname__ = stand_in.__name__
+    return stand_in
+
+
+@cache
+def _allowed() -> tuple[Any, ...]:
+    """What an mmengine checkpoint may ask for; made once, so that allow-listing it again adds nothing."""
+    numpy_core = import_module('numpy._core.multiarray' if hasattr(np, '_core') else 'numpy.core.multiarray')
+    # NumPy 2 renamed numpy.core to numpy._core; a file names whichever NumPy wrote it.
+    renamed = (
+        _under(f'numpy.{core}.multiarray.{function}', getattr(numpy_core, function))
+        for function in ('_reconstruct', 'scalar')
+        for core in ('core', '_core')
+    )
+    return (
+        *_CLASS_FUNCTIONS,
+        _under('builtins.getattr', _class_function),
+        np.ndarray,
+        np.dtype,
+        *(type(np.dtype(scalar)) for scalar in _NUMPY_SCALARS),
+        *renamed,
+    )
+
+
 def allow_mmengine_checkpoints() -> None:
     """Let ``torch.load`` read what mmengine's runner saves: weights, optimizer, schedulers and message hub.
 
-    Called when ``cropr_mm`` is imported; calling it again changes nothing. Does nothing before PyTorch 2.6,
-    where mmengine loads without the protection. The protection itself is never switched off.
+    Called when ``cropr_mm`` is imported; calling it again changes nothing. The protection itself is never switched
+    off. PyTorch 2.4 and 2.5, where mmengine loads without it, need the list for ``weights_only=True``, as ``init_cfg``
+    of a CroprViT reads; before 2.4 there is none to add to.
     """
-    if digit_version(torch.__version__) < digit_version('2.6.0'):
-        return
-    numpy_core = import_module('numpy._core.multiarray' if hasattr(np, '_core') else 'numpy.core.multiarray')
-    # NumPy 2 renamed numpy.core to numpy._core; a file names whichever NumPy wrote it.
-    renamed = [
-        (getattr(numpy_core, function), f'numpy.{core}.multiarray.{function}')
-        for function in ('_reconstruct', 'scalar')
-        for core in ('core', '_core')
-    ]
-    torch.serialization.add_safe_globals(
-        [
-            *_CLASS_FUNCTIONS,
-            (_class_function, 'builtins.getattr'),
-            np.ndarray,
-            np.dtype,
-            *(type(np.dtype(scalar)) for scalar in _NUMPY_SCALARS),
-            *renamed,
-        ]
-    )
+    if hasattr(torch.serialization, 'add_safe_globals'):
+        torch.serialization.add_safe_globals(list(_allowed()))
 
 
 def load_from_safetensors(filename: str, map_location: Any = None) -> dict[str, Any]:

@@ -151,6 +151,28 @@ def test_a_class_that_nobody_allowed_is_refused(tmp_path):
         torch.load(tmp_path / 'other.pth')
 
 
+def test_pytorch_before_2_6_finds_everything_by_its_own_name(monkeypatch):
+    """There the allow-list is built from ``__module__`` and ``__name__``; a pair of function and name breaks it."""
+    listed = []
+    monkeypatch.setattr(torch, '__version__', '2.5.1')
+    monkeypatch.setattr(torch.serialization, 'add_safe_globals', listed.extend)
+    allow_mmengine_checkpoints()
+    names = {f'{entry.__module__}.{entry.__name__}': entry for entry in listed}
+    for core in ('core', '_core'):
+        for function in ('scalar', '_reconstruct'):
+            assert callable(names[f'numpy.{core}.multiarray.{function}'])
+    assert names['builtins.getattr'] is not getattr
+    assert names['builtins.getattr'](HistoryBuffer, 'mean') is HistoryBuffer.mean
+    with pytest.raises(pickle.UnpicklingError, match=r'only .* are allowed'):
+        names['builtins.getattr'](HistoryBuffer, '__init__')
+    assert {HistoryBuffer, np.ndarray, np.dtype} <= set(names.values())
+
+
+def test_pytorch_without_an_allow_list_is_left_alone(monkeypatch):
+    monkeypatch.delattr(torch.serialization, 'add_safe_globals')
+    allow_mmengine_checkpoints()
+
+
 @protected
 def test_importing_the_package_is_enough(tmp_path):
     torch.save(dict(h=HistoryBuffer([1.0], [1])), tmp_path / 'a.pth')
