@@ -20,6 +20,7 @@ from ..config_types import is_type
 from ..files import whole_file
 from ..models import CroprViT
 from ..tokens import SparseFeature
+from .files import GRIDS
 
 SUFFIXES = ('.pth', '.safetensors')
 TOLERANCE = 1e-5
@@ -172,7 +173,8 @@ def save_weights(path: str | Path, weights: Mapping[str, Tensor], meta: Mapping[
     """Write weights and meta information, whole or not at all.
 
     Args:
-        path: ends in ``.pth``, mmengine's format, or ``.safetensors``, with ``meta`` as JSON in the header.
+        path: ends in ``.pth``, mmengine's format, or ``.safetensors``, with ``meta`` and the
+            patch grids as JSON in the header.
         weights: name → tensor.
         meta: what mmengine keeps beside the weights (``dataset_meta``, ``cfg``, ...).
 
@@ -189,7 +191,11 @@ def save_weights(path: str | Path, weights: Mapping[str, Tensor], meta: Mapping[
         if path.suffix == '.safetensors':
             from safetensors.torch import save_file
 
-            save_file(tensors, partial, metadata={'format': 'pt', 'meta': json.dumps(dict(meta), default=str)})
+            header = {'format': 'pt', 'meta': json.dumps(dict(meta), default=str)}
+            grids = {k: v['grid'] for k, v in getattr(weights, '_metadata', {}).items() if 'grid' in v}
+            if grids:
+                header[GRIDS] = json.dumps(grids)
+            save_file(tensors, partial, metadata=header)
             partial.chmod(0o644)  # the writer leaves it readable by its owner alone
         else:
             torch.save(dict(meta=dict(meta), state_dict=tensors), partial)

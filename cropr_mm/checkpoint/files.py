@@ -5,13 +5,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import json
+import os
+import pickle
 import re
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
+from urllib.request import url2pathname
 
 import torch
 from mmengine.dist import barrier, get_rank
@@ -20,6 +24,10 @@ from torch import Tensor
 
 # Where a file holds more than one ViT, the first of these around its names decides.
 PREFERRED = ('state_dict', 'model', 'module', 'teacher', 'model_ema', 'student')
+# How PyTorch names what a file asks for beyond its allow-list.
+_REFUSED = re.compile(r'(?:Unsupported global: GLOBAL|Unsupported class|unsupported GLOBAL) (?P<name>[\w.]+)')
+# In the header of a .safetensors file: JSON of the place of each CroprViT ('backbone', '') → its patch grid [H, W].
+GRIDS = 'cropr_mm.grids'
 # Every layout has the patch embedding under one of these names, so it tells where the ViT's own names begin.
 _PATCH_EMBEDDING = re.compile(r'(?P<place>(?:.*\.)?)patch_embed\.proj(?:ection)?\.weight')
 
@@ -60,14 +68,15 @@ def read_weights(path: str, prefix: str | None = None) -> Weights:
         FileNotFoundError: no such file.
         ValueError: the file is damaged, refused or holds no ViT, or none or several under ``prefix``.
     """
-    if path.startswith(('http://', 'https://', 'file://')):
+    if path.startswith(('http://', 'https://')):
         content: Any = _read_file(_download(path))
-    elif '://' in path:
+    elif '://' in path and not path.startswith('file://'):
         content = CheckpointLoader.load_checkpoint(path, map_location='cpu')
-    elif not Path(path).is_file():
-        raise FileNotFoundError(f'init_cfg.checkpoint={path!r}: there is no such file')
     else:
-        content = _read_file(path)
+        local = url2pathname(urlparse(path).path) if path.startswith('file://') else path
+        if not Path(local).is_file():
+            raise FileNotFoundError(f'init_cfg.checkpoint={path!r}: there is no such file')
+        content = _read_file(local)
     tensors = dict(_flatten(content))
     if not tensors:
         raise ValueError(f'{path}: holds no weights (a dict of tensors, perhaps within others, is expected)')
@@ -85,12 +94,21 @@ def _download(address: str) -> str:
     """
     name = f'{hashlib.sha256(address.encode()).hexdigest()[:12]}_{Path(urlparse(address).path).name}'
     target = Path(torch.hub.get_dir()) / 'checkpoints' / name
-    for turn in (get_rank() == 0, get_rank() != 0):  # the first process fetches it for all on its machine
-        if turn and not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(address, str(target), progress=get_rank() == 0)
-        barrier()
+    first = int(os.environ.get('LOCAL_RANK', get_rank())) == 0
+    try:
+        if first:  # of the processes on its machine, which find the file there
+            _fetch(address, target, progress=True)
+    finally:
+        barrier()  # also where that failed: the others would wait for ever
+    if not first:
+        _fetch(address, target, progress=False)
     return str(target)
+
+
+def _fetch(address: str, target: Path, progress: bool) -> None:
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(address, str(target), progress=progress)
 
 
 def _read_file(path: str) -> Any:
@@ -98,16 +116,34 @@ def _read_file(path: str) -> Any:
     harmless = getattr(torch.serialization, 'safe_globals', contextlib.nullcontext)([argparse.Namespace])
     try:
         if path.endswith('.safetensors'):
-            from safetensors.torch import load_file
-
-            return load_file(path)
+            return _read_safetensors(path)
         with harmless:
             return torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # every reader has its own exceptions for a damaged file
+        refused = _REFUSED.search(str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if refused is not None:
+            raise ValueError(
+                f'{path}: cannot be read as a checkpoint; it holds more than weights: {refused["name"]}, which is not '
+                'on the list of what may be unpickled, as it could run code. Save the weights alone: '
+                "torch.save(checkpoint['state_dict'], path)"
+            ) from error
         raise ValueError(
             f'{path}: cannot be read as a checkpoint; the file is damaged, cut short, or holds more than '
             f'weights ({type(error).__name__}: {next(iter(str(error).splitlines()), "")})'
         ) from error
+
+
+def _read_safetensors(path: str) -> OrderedDict[str, Tensor]:
+    """Tensors, with the patch grids in the header as a torch file keeps them: in the metadata of the state dict."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework='pt') as file:
+        header = file.metadata() or {}
+        names = list(file.keys())
+        tensors = OrderedDict((name, file.get_tensor(name)) for name in names)
+    grids = json.loads(header.get(GRIDS, '{}'))
+    tensors._metadata = {place: {'grid': grid} for place, grid in grids.items()}  # type: ignore[attr-defined]
+    return tensors
 
 
 def _flatten(content: Any, place: str = '') -> Iterator[tuple[str, Tensor]]:
@@ -157,7 +193,7 @@ def _first_words(name: str, place: str) -> str:
 
 
 def _recorded_grid(content: Any, place: str) -> tuple[int, int] | None:
-    """Grid that a CroprViT left in the metadata of its state dict (torch files keep it, safetensors does not)."""
+    """Grid that a CroprViT left in the metadata of its state dict."""
     words = place.split('.')[:-1]
     for depth in range(len(words) + 1):
         metadata = getattr(content, '_metadata', None)

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 
 import torch
+from mmengine.logging import MMLogger
 from torch import Tensor
 
 from .resize import resize_patch_embedding, resize_position_embedding
@@ -168,13 +169,19 @@ def _position_grid(
     length = positions.shape[1]
     if old_grid is not None and length - old_grid[0] * old_grid[1] in prefixes:
         return length - old_grid[0] * old_grid[1], old_grid
-    for prefix in prefixes:  # whatever is published was trained on squares
-        side = math.isqrt(max(length - prefix, 0))
-        if side and side * side == length - prefix:
-            return prefix, (side, side)
-    for prefix in prefixes:
-        if length - prefix == grid[0] * grid[1]:
-            return prefix, grid
+    # Whatever is published was trained on squares.
+    sides = {prefix: math.isqrt(max(length - prefix, 0)) for prefix in prefixes}
+    squares = [(prefix, (side, side)) for prefix, side in sides.items() if side and side * side == length - prefix]
+    own = [(prefix, grid) for prefix in prefixes if length - prefix == grid[0] * grid[1]]
+    if squares and own and squares[0] != own[0]:
+        side = squares[0][1][0]
+        MMLogger.get_current_instance().warning(
+            f'CroprViT: pos_embed {tuple(positions.shape)} is of {side}×{side} patches or of {grid[0]}×{grid[1]}, as '
+            f'the model; nothing in the file tells. It is read as {side}×{side} and resized. If it was trained on '
+            f'{grid[0]}×{grid[1]}, save it as a .pth file, or with tools/deploy.py: those keep the grid'
+        )
+    for found in (*squares, *own):
+        return found
     raise ValueError(
         f'pos_embed {tuple(positions.shape)} is neither a square grid nor {grid[0]}×{grid[1]} patches behind '
         f'{" or ".join(map(str, prefixes))} prefix tokens'

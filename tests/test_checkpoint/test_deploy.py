@@ -254,12 +254,16 @@ def test_levels_without_a_class_token_are_compared_too():
     assert fold_into(trained, deployed) <= 1e-5
 
 
-def test_the_patch_grid_travels_with_the_weights(tmp_path):
+@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
+@pytest.mark.parametrize('wrapped', [False, True])
+def test_the_patch_grid_travels_with_the_weights(wrapped, suffix, tmp_path):
     """4 × 9 patches are as many as 6 × 6; only the recorded grid tells them apart."""
     oblong = small_vit(img_size=(16, 36))
-    file = save_weights(tmp_path / 'oblong.pth', oblong.state_dict(), {})
-    again, square = (small_vit(img_size=size, init_cfg=dict(type='Pretrained', checkpoint=str(file)))
-                     for size in ((16, 36), 24))  # fmt: skip
+    model = nn.ModuleDict({'backbone': oblong, 'head': nn.Linear(2, 2)}) if wrapped else oblong
+    file = save_weights(tmp_path / f'oblong{suffix}', model.state_dict(), {})
+    again, square = (
+        small_vit(img_size=size, init_cfg=dict(type='Pretrained', checkpoint=str(file))) for size in ((16, 36), 24)
+    )
     again.init_weights()
     square.init_weights()
     assert torch.equal(again.pos_embed, oblong.pos_embed) and not torch.equal(square.pos_embed, oblong.pos_embed)

@@ -1,6 +1,8 @@
 """Where in a file a ViT is found, and the grid it was trained on."""
 
 import argparse
+import shutil
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from parity import import_timm
 from safetensors.torch import save_file
 from torch import nn
 
-from cropr_mm.checkpoint import read_state_dict, read_weights
+from cropr_mm.checkpoint import files, read_state_dict, read_weights
 
 
 def vit(value):
@@ -86,18 +88,82 @@ def test_the_command_line_that_training_scripts_save_is_no_obstacle(tmp_path):
     assert read_weights(write(content, tmp_path / 'w.pth')).place == 'model.'
 
 
-@pytest.mark.parametrize('suffix', ['pth', 'safetensors'])
-def test_files_of_one_name_from_two_addresses_are_two(suffix, tmp_path, monkeypatch):
+# --- addresses ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def internet(tmp_path, monkeypatch):
+    """What there is to download, file by address, and what was done with it, in order."""
+    served, done = {}, []
+
+    def download(address, target, progress):
+        done.append(address)
+        if address not in served:
+            raise URLError('no such host')
+        shutil.copy(served[address], target)
+
     monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path / 'hub'))
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', download)
+    monkeypatch.setattr(files, 'barrier', lambda: done.append('barrier'))
+    return served, done
+
+
+@pytest.mark.parametrize('suffix', ['pth', 'safetensors'])
+def test_files_of_one_name_from_two_addresses_are_two(suffix, tmp_path, internet):
+    served, done = internet
     for value in (1, 2):
-        folder = tmp_path / str(value)
-        folder.mkdir()
-        path = folder / f'model.{suffix}'
-        write(vit(value), path)
+        address = f'https://example.org/{value}/model.{suffix}'
+        served[address] = write(vit(value), tmp_path / f'{value}.{suffix}')
         for _ in range(2):  # the second time from torch.hub's folder
-            assert (read_state_dict(path.as_uri())['norm.weight'] == value).all()
-        path.unlink()
+            assert (read_state_dict(address)['norm.weight'] == value).all()
+        assert done.count(address) == 1
+
+
+@pytest.mark.parametrize('local_rank, before', [('0', True), ('1', False), (None, False)])
+def test_one_process_of_each_machine_downloads_for_the_others(local_rank, before, tmp_path, internet, monkeypatch):
+    """Global rank 4 may be the first on its machine."""
+    address = 'https://example.org/w.pth'
+    served, done = internet
+    served[address] = write(vit(1), tmp_path / 'w.pth')
+    monkeypatch.setattr(files, 'get_rank', lambda: 4)
+    monkeypatch.delenv('LOCAL_RANK', raising=False)
+    if local_rank is not None:
+        monkeypatch.setenv('LOCAL_RANK', local_rank)
+    read_state_dict(address)
+    assert done == ([address, 'barrier'] if before else ['barrier', address])
+
+
+@pytest.mark.parametrize('local_rank', ['0', '1'])
+def test_a_download_that_fails_leaves_no_process_waiting(local_rank, internet, monkeypatch):
+    monkeypatch.setenv('LOCAL_RANK', local_rank)
+    with pytest.raises(URLError):
+        read_state_dict('https://example.org/w.pth')
+    assert internet[1].count('barrier') == 1  # as often as where it succeeds
+
+
+@pytest.mark.parametrize('suffix', ['pth', 'safetensors'])
+def test_a_file_address_is_read_where_it_is(suffix, tmp_path, internet):
+    path = tmp_path / f'all of it.{suffix}'
+    for value in (1, 2):
+        write(vit(value), path)
         assert (read_state_dict(path.as_uri())['norm.weight'] == value).all()
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"init_cfg.checkpoint='file:///.*all%20of%20it"):
+        read_state_dict(path.as_uri())
+    assert not internet[1]
+
+
+class Unlisted:
+    pass
+
+
+def test_a_class_that_is_not_listed_is_named_and_not_called_damage(tmp_path):
+    path = write({'state_dict': vit(1), 'extra': Unlisted()}, tmp_path / 'w.pth')
+    with pytest.raises(
+        ValueError, match=r'holds more than weights: \S*test_files\.Unlisted, which is not on'
+    ) as caught:
+        read_state_dict(path)
+    assert 'damaged' not in str(caught.value)
 
 
 # --- init_cfg -------------------------------------------------------------------------------------------------
@@ -208,6 +274,16 @@ def test_an_oblong_grid_of_unknown_shape_fits_its_own_alone(tmp_path):
         else:
             with pytest.raises(ValueError, match=r'pos_embed \(1, 31, 16\) is neither a square grid nor 6×6 patches'):
                 model.init_weights()
+
+
+@pytest.mark.parametrize('img_size, warned', [((16, 64), True), (32, False), ((12, 40), False)])
+def test_a_grid_that_may_be_two_is_said_to_be(img_size, warned, tmp_path, monkeypatch):
+    """64 patches: 8 × 8, as all published weights have it, or 4 × 16."""
+    lines = []
+    monkeypatch.setattr(MMLogger.get_current_instance(), 'warning', lines.append)
+    path = write(small_vit(img_size=32).state_dict(), tmp_path / 'w.safetensors')
+    small_vit(img_size=img_size, init_cfg=dict(type='Pretrained', checkpoint=path)).init_weights()
+    assert len(lines) == warned and all('8×8 patches or of 4×16' in line for line in lines)
 
 
 def test_resizing_is_logged(tmp_path, monkeypatch):
