@@ -28,6 +28,12 @@ SELECTORS = {
     'a query per patch': cropr('PatchSegAuxHead'),
     'class': cropr('ClsAuxHead'),
     'random': dict(type='RandomPruner'),
+    'difficulty': dict(type='DifficultyPruner', num_classes=3),
+    'reverse': cropr(reverse=True),
+    'reverse difficulty': dict(type='DifficultyPruner', num_classes=3, reverse=True),
+    'norm': cropr('PatchSegAuxHead', pre_norm=True),
+    'projections': cropr('ClsAuxHead', qkv_proj=True),
+    'norm and projections': cropr(num_heads=2, pre_norm=True, qkv_proj=True),
 }
 
 
@@ -43,6 +49,41 @@ class Model(nn.Module):
 def features(model, images):
     with torch.no_grad():
         return [level.to_dense() for level in model.backbone(images)]
+
+
+def explicit_scores(weights, x, reverse):
+    """Raw attention logits summed over the queries, from the parameters of a trained scorer, in double precision."""
+    w, q = {name: value.double() for name, value in weights.items()}, weights['queries'].double()
+    if 'input_norm.weight' in w:
+        centred = x - x.mean(-1, keepdim=True)
+        x = centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt() * w['input_norm.weight']
+        x = x + w['input_norm.bias']
+    if 'q_proj.weight' in w:
+        q, x = (t @ w[f'{p}_proj.weight'].T + w[f'{p}_proj.bias'] for t, p in ((q, 'q'), (x, 'k')))
+    scores = torch.einsum('nd,bmd->bm', q, x)
+    return -scores if reverse else scores
+
+
+@pytest.mark.parametrize('name', [name for name in SELECTORS if name != 'random'])
+@pytest.mark.parametrize('plan', [dict(rate=8), dict(keep={2: 0.2}, fusion=None)], ids=['fusion', 'one-shot'])
+def test_the_folded_model_keeps_what_the_trained_scores_say(name, plan):
+    """Folding computes the scores of both models of :func:`fold_into`; here they come from the trained weights."""
+    trained, deployed = (Model(SELECTORS[name], deploy, **plan).eval() for deploy in (False, True))
+    weights = [{k: v.clone() for k, v in pruner.state_dict().items()} for pruner in trained.backbone.pruners]
+    fold_into(trained, deployed)
+    backbone, seen, kept, prefix = deployed.backbone, {}, [], deployed.backbone.num_prefix_tokens
+    for i, block in enumerate(backbone.blocks):
+        block.register_forward_hook(lambda module, args, out, i=i: seen.update({i: out[:, prefix:].double()}))
+    backbone.prune_listeners.append(lambda module, block, stay, leave: kept.append((block, stay)))
+    features(deployed, torch.randn(3, 3, 24, 24))
+    raster = torch.arange(36).expand(3, -1)
+    assert len(kept) == len(weights) > 0
+    for (block, stay), own in zip(kept, weights):
+        scores = explicit_scores(own, seen[block], SELECTORS[name].get('reverse', False))
+        best = raster.gather(1, scores.topk(stay.shape[1]).indices)
+        assert stay.shape[1] < raster.shape[1]
+        assert torch.equal(best.sort().values, stay.sort().values)
+        raster = stay
 
 
 @pytest.mark.parametrize('name', SELECTORS)
