@@ -12,6 +12,7 @@ leaves what it has.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, SupportsFloat
 
@@ -33,6 +34,7 @@ from cropr_mm.checkpoint.deploy import load_strictly, read_checkpoint
 from cropr_mm.engine.damaged_data import name_damaged_files
 from cropr_mm.engine.launch import add_run_arguments, build_runner, check_data, load_config, plain_errors
 from cropr_mm.engine.safe_load import check_checkpoint
+from cropr_mm.models import Schedule
 
 
 def parse_args() -> argparse.Namespace:
@@ -54,8 +56,10 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def prepare(cfg: Config, args: argparse.Namespace) -> tuple[Runner, Any]:
-    """A runner whose model has the checkpoint's weights, ready for inference."""
+def prepare(
+    cfg: Config, args: argparse.Namespace, rates: Iterable[float]
+) -> tuple[Runner, Any, dict[float, Schedule]]:
+    """A runner whose model has the checkpoint's weights, ready for inference, and the schedule of each rate."""
     if args.launcher != 'none':
         raise ValueError(f'--launcher {args.launcher}: speeds compare on one device; run it without')
     if args.images is not None and args.images < 1:
@@ -65,10 +69,12 @@ def prepare(cfg: Config, args: argparse.Namespace) -> tuple[Runner, Any]:
     check_data(cfg, ['test_dataloader'])
     cfg.update(load_from=None, resume=False)
     runner = build_runner(cfg)
+    backbone = find_backbone(runner.model)
+    schedules = schedules_for(backbone, rates)
     weights, _ = read_checkpoint(args.checkpoint)
     load_strictly(runner.model, weights, args.checkpoint)
-    find_backbone(runner.model).switch_to_deploy()
-    return runner, runner.model.eval()
+    backbone.switch_to_deploy()
+    return runner, runner.model.eval(), schedules
 
 
 def main() -> None:
@@ -77,9 +83,8 @@ def main() -> None:
         rates = list(dict.fromkeys([0, *map(parse_rate, args.rates)]))
         cfg = load_config(args)
         out = Path(args.out or cfg.work_dir)
-        runner, model = prepare(cfg, args)
+        runner, model, schedules = prepare(cfg, args, rates)
         backbone = find_backbone(model)
-        schedules = schedules_for(backbone, rates)
         count = args.images or cfg.test_dataloader.get('batch_size', 1)
         dataset = runner.build_dataloader(cfg.test_dataloader).dataset
         # One image several times: images of a data set may differ in size, and what is pruned does not depend on them.

@@ -25,7 +25,7 @@ def test_exits_count_what_the_schedule_says():
 
 def test_exits_follow_the_scores():
     model = small_vit(pruning=PRUNING).eval()
-    model.pruners[0].score = lambda tokens, index, grid: index.float()  # the first rows leave first
+    model.pruners[0].score = lambda tokens, index, grid, attention: index.float()  # the first rows leave first
     with torch.no_grad(), record_routing(model) as routing:
         model(torch.randn(1, 3, 24, 24))
     count = model.schedule.counts((6, 6), 1)[0]
@@ -52,7 +52,7 @@ def batches(count=2):
 def test_shares_of_objects_and_background():
     model = Segmentor(PRUNING).eval()
     for pruner in model.backbone.pruners:
-        pruner.score = lambda tokens, index, grid: -index.float()  # the upper rows stay
+        pruner.score = lambda tokens, index, grid, attention: -index.float()  # the upper rows stay
     shares = routing_shares(model, batches(), object_classes=[5])
     assert (shares['images'], shares['object_tokens'], shares['background_tokens']) == (6, 6 * 12, 6 * 24)
     left = 36 - torch.tensor([0, *model.backbone.schedule.counts((6, 6), 1)]).cumsum(0)
