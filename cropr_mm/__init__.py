@@ -4,7 +4,12 @@ Importing the package registers everything in mmengine's root registries:
 ``custom_imports = dict(imports=['cropr_mm'])``.
 """
 
-from .engine import CroprHook, allow_mmengine_checkpoints, allow_safetensors
+from .engine import (
+    CroprHook,
+    CroprLayerDecayOptimWrapperConstructor,
+    allow_mmengine_checkpoints,
+    allow_safetensors,
+)
 from .models import (
     AttentionPruner,
     BasePruner,
@@ -32,6 +37,7 @@ __all__ = [
     'BasePruner',
     'ClsAuxHead',
     'CroprHook',
+    'CroprLayerDecayOptimWrapperConstructor',
     'CroprPruner',
     'CroprViT',
     'DifficultyPruner',
