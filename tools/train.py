@@ -14,6 +14,7 @@ from cropr_mm.engine.launch import (
     add_run_arguments,
     build_runner,
     check_data,
+    check_weights,
     load_config,
     plain_errors,
     set_resume,
@@ -56,6 +57,7 @@ def main() -> None:
             cfg.auto_scale_lr.enable = True
         set_resume(cfg, args.resume)
         check_data(cfg, ['train_dataloader', 'val_dataloader'])
+        check_weights(cfg)
         runner = build_runner(cfg)
     with name_damaged_files(runner):
         runner.train()

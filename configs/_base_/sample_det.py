@@ -3,7 +3,7 @@ _base_ = 'mmdet::_base_/datasets/coco_instance.py'
 # (mmengine takes an import statement in a config for its other config style; a call of __import__ it does not.)
 sample = __import__('cropr_mm.datasets', fromlist=['CLASSES'])
 default_scope = 'mmdet'
-data_hint = 'python tools/make_sample_data.py data/sample'
+data_hint = 'Make it with: python tools/make_sample_data.py data/sample'
 data_root = 'data/sample/'
 train_pipeline = [
     dict(type='LoadImageFromFile'),

@@ -74,7 +74,7 @@ def load_config(args: argparse.Namespace) -> Config:
     if args.cfg_options:
         cfg.merge_from_dict(args.cfg_options)
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or os.path.join('work_dirs', path.stem)
-    _register_library(cfg)
+    register_library(cfg)
     return cfg
 
 
@@ -90,7 +90,7 @@ def _similar_configs(path: Path) -> list[str]:
     return sorted((file for file, name in names.items() if name in near), key=lambda file: near.index(names[file]))[:3]
 
 
-def _register_library(cfg: Config) -> None:
+def register_library(cfg: Config) -> None:
     """Register the modules of the config's own library, and of no other."""
     scope = cfg.get('default_scope', 'mmengine')
     if scope == 'mmengine':
@@ -119,7 +119,7 @@ def check_data(cfg: Config, loaders: Sequence[str]) -> None:
     Paths that are not on this machine's disk (``s3://``, other backends) are left to mmengine.
 
     Args:
-        cfg: The config. ``cfg.data_hint``, where there is one, is the command that makes the data.
+        cfg: The config. ``cfg.data_hint``, where there is one, is a sentence that says where the data come from.
         loaders: Keys of the data loaders that the run will use.
 
     Raises:
@@ -129,8 +129,11 @@ def check_data(cfg: Config, loaders: Sequence[str]) -> None:
         for key, dataset in _datasets(cfg.get(loader) or {}, loader):
             for name, path in _dataset_paths(dataset):
                 if not os.path.exists(path):
-                    hint = f'. Make it with: {cfg.data_hint}' if cfg.get('data_hint') else ''
-                    raise FileNotFoundError(f'{key}.{name}: {os.path.abspath(path)} does not exist{hint}')
+                    raise _missing(f'{key}.{name}', path, cfg.get('data_hint'))
+
+
+def _missing(key: str, path: str, hint: str | None) -> FileNotFoundError:
+    return FileNotFoundError(f'{key}: {os.path.abspath(path)} does not exist{f". {hint}" if hint else ""}')
 
 
 def _datasets(holder: Any, key: str) -> Iterator[tuple[str, Any]]:
@@ -157,6 +160,35 @@ def _dataset_paths(dataset: Any) -> Iterator[tuple[str, str]]:
     for name, path in paths.items():
         if isinstance(path, str) and path and '://' not in root + path:
             yield name, path if name == 'data_root' else os.path.join(root, path)
+
+
+def check_weights(cfg: Config) -> None:
+    """See that the checkpoints from which the parts of the model start are there, before a model is built.
+
+    Addresses (``https://``, ``torchvision://``, …) are left to what loads them.
+
+    Args:
+        cfg: The config. ``cfg.checkpoint_hint``, where there is one, is a sentence that says where they come from.
+
+    Raises:
+        FileNotFoundError: Names the config key, the path and the hint.
+    """
+    for key, settings in _pretrained(cfg.get('model') or {}, 'model'):
+        path = settings.get('checkpoint')
+        if isinstance(path, str) and '://' not in path and not os.path.isfile(os.path.expanduser(path)):
+            raise _missing(f'{key}.checkpoint', os.path.expanduser(path), cfg.get('checkpoint_hint'))
+
+
+def _pretrained(part: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """All initialisations from a checkpoint inside a model's config."""
+    if is_type(part, 'Pretrained', 'PretrainedInit'):
+        yield key, part
+    elif isinstance(part, dict):
+        for name, value in part.items():
+            yield from _pretrained(value, f'{key}.{name}')
+    elif isinstance(part, (list, tuple)):
+        for i, value in enumerate(part):
+            yield from _pretrained(value, f'{key}[{i}]')
 
 
 def set_resume(cfg: Config, resume: str | None) -> None:
