@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from .archs import Arch
 from .rotary import apply_rotary
+from .windows import Windows, attend, windowed_attention
 
 AttentionWatcher = Callable[[Tensor, Tensor], None]
-"""Called with the queries and keys (B, heads, M, head_dim) of an attention, rotated, before the softmax."""
+"""Called with the queries and keys (B, M, heads, head_dim) of an attention, rotated, before the softmax."""
 
 
 class PatchEmbed(nn.Module):
@@ -37,8 +38,31 @@ class PatchEmbed(nn.Module):
         return x.flatten(2).transpose(1, 2), (x.shape[2], x.shape[3])
 
 
+def padding_patches(images: Tensor, patch_size: int) -> Tensor:
+    """Patches beyond the image itself, where a batch of different sizes was padded.
+
+    The data preprocessors of the mm libraries pad normalised images with zeros on the right and at the bottom: what
+    lies beyond the last pixel that is not exactly zero is padding.
+
+    Args:
+        images: (B, 3, H, W), padded to whole patches or not.
+        patch_size: pixels per patch side.
+
+    Returns:
+        (B, N) bool in raster order.
+    """
+    filled = (images != 0).any(dim=1)
+    beyond = []
+    for other in (2, 1):
+        present = filled.any(dim=other)
+        end = (present * torch.arange(1, present.shape[1] + 1, device=images.device)).amax(dim=1)
+        start = torch.arange(0, present.shape[1], patch_size, device=images.device)
+        beyond.append(start >= end[:, None])
+    return (beyond[0][:, :, None] | beyond[1][:, None, :]).flatten(1)
+
+
 class Attention(nn.Module):
-    """Multi-head self-attention over the tokens that are there (fused kernel)."""
+    """Multi-head self-attention over the tokens that are there, or among those of each window (fused kernels)."""
 
     def __init__(self, arch: Arch) -> None:
         super().__init__()
@@ -68,31 +92,36 @@ class Attention(nn.Module):
             q, k, v = F.linear(x, self.qkv.weight, bias).unflatten(-1, (3, *heads)).unbind(2)
         return q, k, v
 
-    def forward(self, x: Tensor, rotary: Tensor | None = None, watch: AttentionWatcher | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        rotary: Tensor | None = None,
+        windows: Windows | None = None,
+        watch: AttentionWatcher | None = None,
+    ) -> Tensor:
         """(B, M, D) → (B, M, D)."""
         q, k, v = self._qkv(x)
         if rotary is not None:
             q, k = (apply_rotary(t, rotary, self.rotary_halves) for t in (q, k))
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if watch is not None:
             watch(q, k)
-        x = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(self.norm(x.transpose(1, 2).flatten(2)))
+        x = attend(q, k, v) if windows is None else windowed_attention(q, k, v, windows)
+        return self.proj(self.norm(x.flatten(2)))
 
 
 def class_attention(q: Tensor, k: Tensor, prefix: int) -> Tensor:
     """Attention weights that the class token, the first one, gives the patch tokens, mean over the heads.
 
     Args:
-        q, k: (B, heads, M, head_dim).
+        q, k: (B, M, heads, head_dim).
         prefix: P, tokens in front of the patch tokens.
 
     Returns:
         (B, M - P) float32. The softmax runs over all M tokens.
     """
     with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
-        logits = q[:, :, :1].float() @ k.float().transpose(-1, -2) / math.sqrt(q.shape[-1])
-        return logits.softmax(dim=-1)[:, :, 0, prefix:].mean(dim=1)
+        logits = torch.einsum('bhd,bmhd->bhm', q[:, 0].float(), k.float()) / math.sqrt(q.shape[-1])
+        return logits.softmax(dim=-1)[:, :, prefix:].mean(dim=1)
 
 
 class Mlp(nn.Module):
@@ -174,9 +203,15 @@ class Block(nn.Module):
         self.ls2 = nn.Identity() if scale is None else LayerScale(dim, scale)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor, rotary: Tensor | None = None, watch: AttentionWatcher | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        rotary: Tensor | None = None,
+        windows: Windows | None = None,
+        watch: AttentionWatcher | None = None,
+    ) -> Tensor:
         """(B, M, D) → (B, M, D)."""
-        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), rotary, watch)))
+        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), rotary, windows, watch)))
         return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
 
 

@@ -16,7 +16,8 @@ from ..checkpoint import load_init_cfg, resize_position_embedding
 from ..config_types import is_type
 from ..tokens import SparseFeature
 from .archs import resolve_arch
-from .layers import Block, PatchEmbed, class_attention, init_vit_weights
+from .geometry import Geometry
+from .layers import Block, PatchEmbed, class_attention, init_vit_weights, padding_patches
 from .pruning import BasePruner, Schedule
 from .pruning.build import PrunerList, build_pruning
 from .pruning.selection import Tokens, concat, restore, split
@@ -44,6 +45,10 @@ class CroprViT(BaseModule):
         drop_path_rate: stochastic depth of the last block, growing linearly from 0. With Last Layer Fusion the
             last block itself has none, as published.
         final_norm: whether the output of the last block is normalised.
+        window_size: side of a window in patches. Blocks then attend within windows of the patch grid (ViTDet, arXiv
+            2203.16527; EVA-02's detectors), pruned tokens to the tokens of their window that are still there. Class
+            and register tokens attend to all tokens, and all to them. None: global attention.
+        global_blocks: with ``window_size``: the blocks that attend to all tokens all the same.
         with_cp: recompute each block in the backward pass instead of storing what is inside it: less memory,
             more time.
         frozen_stages: -1 trains everything, 0 freezes the embedding, k also the first k blocks; all of them: the
@@ -74,6 +79,8 @@ class CroprViT(BaseModule):
         out_indices: int | Sequence[int] = -1,
         drop_path_rate: float = 0.0,
         final_norm: bool = True,
+        window_size: int | None = None,
+        global_blocks: Sequence[int] = (),
         with_cp: bool = False,
         frozen_stages: int = -1,
         pruning: dict[str, Any] | None = None,
@@ -88,7 +95,11 @@ class CroprViT(BaseModule):
             raise ValueError(f'img_size={img_size!r}; an integer or (H, W) is expected')
         self.grid = self.grid_of(_positive('img_size', sides[0]), _positive('img_size', sides[1]))
         self.num_prefix_tokens = self.arch.num_prefix_tokens
-        self.out_indices = self._resolve_out_indices(out_indices)
+        self.out_indices = self._resolve_blocks('out_indices', out_indices)
+        self.window_size = None if window_size is None else _positive('window_size', window_size)
+        self.global_blocks = self._resolve_blocks('global_blocks', global_blocks, at_least=0)
+        if self.global_blocks and window_size is None:
+            raise ValueError(f'global_blocks={global_blocks!r} without window_size; all blocks are global then')
         if not 0 <= drop_path_rate < 1:
             raise ValueError(f'drop_path_rate={drop_path_rate!r}; 0 or more and below 1 is expected')
 
@@ -126,12 +137,13 @@ class CroprViT(BaseModule):
 
     # --- construction -----------------------------------------------------------------------------------------
 
-    def _resolve_out_indices(self, out_indices: int | Sequence[int]) -> tuple[int, ...]:
-        wanted = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
+    def _resolve_blocks(self, key: str, blocks: int | Sequence[int], at_least: int = 1) -> tuple[int, ...]:
+        wanted = (blocks,) if isinstance(blocks, int) else tuple(blocks)
         resolved = tuple(i + self.depth if i < 0 else i for i in wanted)
-        if not resolved or any(not 0 <= i < self.depth for i in resolved) or list(resolved) != sorted(set(resolved)):
+        out_of_range = any(not 0 <= i < self.depth for i in resolved)
+        if len(resolved) < at_least or out_of_range or list(resolved) != sorted(set(resolved)):
             raise ValueError(
-                f'out_indices={out_indices!r}; different ascending blocks of the {self.depth} '
+                f'{key}={blocks!r}; different ascending blocks of the {self.depth} '
                 f'(0 to {self.depth - 1}, or negative from the end) are expected'
             )
         return resolved
@@ -192,37 +204,33 @@ class CroprViT(BaseModule):
             was last processed.
         """
         x, grid = self._embed(images)
-        angles = rotary_angles(self.arch, grid, images.device)
-        raster = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
-        tokens = Tokens(x, raster)
-        rotary = angles
+        geometry = Geometry(self.arch, grid, self.window_size, images.device)
+        if self.window_size is not None:
+            x = x.index_select(1, geometry.order)
+        tokens = Tokens(x, geometry.complete(len(x)))
         aside: list[Tokens] = []
         levels: list[SparseFeature] = []
         modules = self._leaving(grid)
+        padding = padding_patches(images, self.patch_size) if modules else None
         self._start_auxiliary()
         for i in range(self.depth):
             last = i == self.depth - 1
             if last and self.fusion and aside:
-                # Last Layer Fusion. Back in raster order first: the last block then needs no positions of its
-                # own per sample, and its output no further permutation.
-                tokens = Tokens(restore([tokens, *aside]), raster)
-                rotary, aside = angles, []
+                # Last Layer Fusion. Back in order first: the last block then needs no positions of its own per
+                # sample, and without windows its output no further permutation.
+                x = restore([tokens, *aside], geometry.order)
+                tokens, aside = Tokens(x, geometry.complete(len(x))), []
             module, count = modules.get(i, (0, 0))
-            x, attention = self._run_block(
-                i, tokens.x, rotary, count > 0 and self._pruner(module).reads_class_attention
-            )
+            watched = count > 0 and self._pruner(module).reads_class_attention
+            x, attention = self._run_block(i, tokens.x, geometry, watched)
             tokens = Tokens(x, tokens.position)
             if i in self.out_indices:
                 levels.append(self._level(tokens, aside, grid, last))
             if i in modules:
-                tokens, removed = self._prune(module, i, tokens, count, grid, attention)
+                tokens, removed = self._prune(module, i, tokens, count, grid, attention, padding)
                 if count:
                     aside.append(removed)
-                    rotary = (
-                        None
-                        if angles is None
-                        else angles.index_select(0, tokens.position.flatten()).unflatten(0, tokens.position.shape)
-                    )
+                    geometry.select(tokens.position)
         return tuple(levels)
 
     def _embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
@@ -236,7 +244,7 @@ class CroprViT(BaseModule):
         return x, grid
 
     def _run_block(
-        self, block: int, x: Tensor, rotary: Tensor | None, with_attention: bool
+        self, block: int, x: Tensor, geometry: Geometry, with_attention: bool
     ) -> tuple[Tensor, Tensor | None]:
         """Output of a block and, if wanted, the attention that the class token gave each patch token in it."""
         seen: list[Tensor] = []
@@ -244,11 +252,13 @@ class CroprViT(BaseModule):
         def watch(q: Tensor, k: Tensor) -> None:
             seen.append(class_attention(q, k, self.num_prefix_tokens))
 
-        inputs = (x, rotary, watch) if with_attention else (x, rotary)
+        windowed = self.window_size is not None and block not in self.global_blocks
+        inputs = (x, geometry.rotary(windowed), geometry.windows() if windowed else None)
+        arguments = (*inputs, watch) if with_attention else inputs
         if self.with_cp and self.training and torch.is_grad_enabled():
-            x = checkpoint(self.blocks[block], *inputs, use_reentrant=False)
+            x = checkpoint(self.blocks[block], *arguments, use_reentrant=False)
         else:
-            x = self.blocks[block](*inputs)
+            x = self.blocks[block](*arguments)
         return x, seen[0] if seen else None
 
     def _leaving(self, grid: tuple[int, int]) -> dict[int, tuple[int, int]]:
@@ -263,7 +273,14 @@ class CroprViT(BaseModule):
         return cast(BasePruner, self.pruners[module])
 
     def _prune(
-        self, module: int, block: int, tokens: Tokens, count: int, grid: tuple[int, int], attention: Tensor | None
+        self,
+        module: int,
+        block: int,
+        tokens: Tokens,
+        count: int,
+        grid: tuple[int, int],
+        attention: Tensor | None,
+        padding: Tensor | None,
     ) -> tuple[Tokens, Tokens]:
         pruner, prefix = self._pruner(module), self.num_prefix_tokens
         patches = tokens.position[:, prefix:] - prefix
@@ -272,6 +289,8 @@ class CroprViT(BaseModule):
             self._aux.append(None if prediction is None else (prediction, grid))
         if count:
             scores = pruner.score(tokens.x[:, prefix:].detach(), patches, grid, attention)
+            if padding is not None:  # padding never displaces a token of the image
+                scores = scores.masked_fill(padding.gather(1, patches), -torch.inf)
             kept, removed = split(tokens, scores, count, prefix)
         else:  # nobody leaves, so nobody moves either
             kept, removed = tokens, Tokens(tokens.x[:, :0], tokens.position[:, :0])
@@ -284,9 +303,10 @@ class CroprViT(BaseModule):
         complete = active == grid[0] * grid[1]
         joined = concat([tokens, *aside]) if aside else tokens
         x = self.norm(joined.x) if last else joined.x
+        in_raster_order = complete and self.window_size is None
         return SparseFeature(
             x[:, prefix:],
-            None if complete else joined.position[:, prefix:] - prefix,
+            None if in_raster_order else joined.position[:, prefix:] - prefix,
             grid,
             num_active=None if complete else active,
             prefix=x[:, :prefix] if prefix else None,

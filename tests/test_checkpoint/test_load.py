@@ -264,3 +264,11 @@ def test_the_final_norm_is_not_missed_where_the_model_has_none(weights, tmp_path
     model = CroprViT(dict(small_vit().arch.__dict__), 24, 4, final_norm=False)
     load_vit_weights(model, save(weights, tmp_path / 'w.pth'))
     assert torch.equal(model.pos_embed, weights['pos_embed'])
+
+
+def test_a_model_without_a_class_token_leaves_it_out_and_says_so(weights, tmp_path, log):
+    model = small_vit(arch=dict(class_token=False), window_size=3)
+    load_vit_weights(model, save(weights, tmp_path / 'w.pth'))
+    expected = {name: value for name, value in weights.items() if name != 'cls_token'}
+    assert_same(model, {**expected, 'pos_embed': weights['pos_embed'][:, 1:]})
+    assert 'class token left out, as the model has none' in log()

@@ -17,6 +17,7 @@ from cropr_mm.models.layers import (
     DropPath,
     PatchEmbed,
     SwiGLU,
+    padding_patches,
 )
 from cropr_mm.models.rotary import apply_rotary, rotary_angles, rotary_table
 
@@ -176,3 +177,18 @@ def test_layer_scale_is_a_factor_per_channel_of_both_branches():
         torch.testing.assert_close(block(x), x + 0.5 * block.mlp(block.norm2(x)))
         block.ls2.gamma.zero_()
     assert torch.equal(block(x), x)
+
+
+@given(st.lists(st.tuples(st.integers(0, 13), st.integers(0, 13)), min_size=1, max_size=3))
+def test_padding_is_what_lies_beyond_the_last_pixel_of_an_image(sizes):
+    images = torch.zeros(len(sizes), 3, 13, 13)
+    for image, (height, width) in zip(images, sizes):
+        image[1, :height, :width] = torch.randn(height, width)
+        image[:, : height // 2, : width // 2] = 0  # a patch of zeros inside is no padding
+    found = padding_patches(images, 4).view(-1, 4, 4)
+    for padding, image in zip(found, images):
+        filled = image.abs().sum(dim=0)
+        for row in range(4):
+            for column in range(4):
+                beyond = not filled[row * 4 :].any() or not filled[:, column * 4 :].any()
+                assert padding[row, column] == beyond

@@ -28,12 +28,18 @@ SCORES = {
     'VariancePruner': lambda pruner, x, shares: x.var(-1),
     'AttentionPruner': lambda pruner, x, shares: shares[:, :, 0].mean(1),
 }
+WINDOWS = [
+    dict(window_size=2, global_blocks=(1, 4)),
+    dict(window_size=3, global_blocks=(-1,)),
+    dict(window_size=2),
+    dict(window_size=4, global_blocks=(0, 2)),
+]
 SELECTORS = [cropr(), cropr('PatchSegAuxHead', reverse=True), dict(type='VariancePruner'), dict(type='AttentionPruner')]
 grids = st.tuples(st.integers(1, 7), st.integers(1, 7))
 
 
-def masked_block(block, x, alive, rotary):
-    """A block over all tokens in raster order, of which only those alive are attended to and change.
+def masked_block(block, x, alive, rotary, near):
+    """A block over all tokens in raster order, of which only those alive are attended to, by those near, and change.
 
     Also returns the attention weights (B, heads, M, M).
     """
@@ -42,10 +48,33 @@ def masked_block(block, x, alive, rotary):
     if rotary is not None:
         q, k = (apply_rotary(t, rotary, block.attn.rotary_halves) for t in (q, k))
     logits = torch.einsum('bqhd,bkhd->bhqk', q, k) / math.sqrt(q.shape[-1])
-    shares = logits.masked_fill(~alive[:, None, None, :], -math.inf).softmax(-1)
+    shares = logits.masked_fill(~(alive[:, None, None, :] & near), -math.inf).softmax(-1)
+    shares = shares.nan_to_num()  # a token that has left may be alone in its window
     y = x + block.ls1(block.attn.proj(block.attn.norm(torch.einsum('bhqk,bkhd->bqhd', shares, v).flatten(2))))
     y = y + block.ls2(block.mlp(block.norm2(y)))
     return torch.where(alive[..., None], y, x), shares
+
+
+def window_of(token, model, grid):
+    """Number of the window, and place in it, of a token; None for a prefix token."""
+    if token < model.num_prefix_tokens:
+        return None
+    row, column = divmod(token - model.num_prefix_tokens, grid[1])
+    size = model.window_size
+    return (row // size, column // size), (row % size, column % size)
+
+
+def local_attention(model, grid):
+    """Which token may attend to which (M, M), and rotary angles, in a block with windows."""
+    prefix, size = model.num_prefix_tokens, model.window_size
+    windows = [window_of(token, model, grid) for token in range(prefix + grid[0] * grid[1])]
+    near = torch.tensor([[a is None or b is None or a[0] == b[0] for b in windows] for a in windows])
+    table = rotary_angles(model.arch, (size, size), torch.device('cpu'))
+    if table is not None:
+        table = torch.stack(
+            [table[i] if w is None else table[prefix + w[1][0] * size + w[1][1]] for i, w in enumerate(windows)]
+        )
+    return near, table
 
 
 def masked_forward(model, images, progress=1.0):
@@ -59,7 +88,9 @@ def masked_forward(model, images, progress=1.0):
     for i, block in enumerate(model.blocks):
         if i == last and model.fusion:
             alive = torch.ones_like(alive)
-        x, shares = masked_block(block, x, alive, rotary)
+        local = model.window_size is not None and i not in model.global_blocks
+        near, angles = local_attention(model, grid) if local else (torch.ones(1, 1, dtype=torch.bool), rotary)
+        x, shares = masked_block(block, x, alive, angles, near)
         if i in model.out_indices:
             y = model.norm(x) if i == last else x
             levels.append((y[:, prefix:].transpose(1, 2).unflatten(2, grid), alive[:, prefix:].unflatten(1, grid)))
@@ -93,13 +124,17 @@ def record(model):
     pruner=st.sampled_from(SELECTORS),
     fill=st.sampled_from(['exit', 'zero', 'mask_token']),
     listening=st.booleans(),
+    windows=st.sampled_from([{}, {}, *WINDOWS]),
 )
-def test_pruned_forward_equals_masked_forward(family, grid, batch, plan, fusion, class_token, pruner, fill, listening):
+def test_pruned_forward_equals_masked_forward(
+    family, grid, batch, plan, fusion, class_token, pruner, fill, listening, windows
+):
     model = small_vit(
         family,
         dict(pruner=pruner, fusion=fusion, **plan),
         arch=dict(class_token=class_token or pruner['type'] == 'AttentionPruner'),
         out_indices=(0, 1, 3, 4),
+        **windows,
     )
     model.double().eval()
     images = torch.randn(batch, 3, grid[0] * 4, grid[1] * 4, dtype=torch.float64)
@@ -126,8 +161,9 @@ def test_pruned_forward_equals_masked_forward(family, grid, batch, plan, fusion,
 @pytest.mark.parametrize('family', ['vit', 'eva02'])
 @pytest.mark.parametrize('progress', [0.0, 0.5, 1.0])
 @pytest.mark.parametrize('fusion', ['last_layer', None])
-def test_gradients_equal_those_of_the_masked_forward(family, progress, fusion):
-    model = small_vit(family, dict(pruner=cropr(), rate=8, fusion=fusion)).double().train()
+@pytest.mark.parametrize('windows', [{}, WINDOWS[0], WINDOWS[3]])
+def test_gradients_equal_those_of_the_masked_forward(family, progress, fusion, windows):
+    model = small_vit(family, dict(pruner=cropr(), rate=8, fusion=fusion), **windows).double().train()
     model.aux_is_read, model.pruning_progress = True, progress
     images, target = torch.randn(2, 3, 24, 24).double(), torch.randn(2, 16, 6, 6).double()
     parameters = [p for n, p in model.named_parameters() if not n.startswith('pruners.')]
@@ -154,6 +190,28 @@ def test_evaluation_prunes_at_the_full_rate_whatever_the_progress():
     assert torch.equal(model(images)[0].tokens, full)
 
 
+@pytest.mark.parametrize('windows', [{}, WINDOWS[1]])
+def test_padding_never_displaces_a_token_of_the_image(windows):
+    """Images of different sizes in one batch: what was padded leaves first, whatever its score."""
+    model = small_vit(pruning=dict(pruner=dict(type='LovesPadding'), rate=8, round_to=1), **windows).eval()
+    images, sizes = torch.zeros(3, 3, 24, 24), [(24, 24), (10, 24), (15, 7)]
+    for image, (height, width) in zip(images, sizes):
+        image[:, :height, :width] = torch.randn(3, height, width)
+    seen = record(model)
+    model(images)
+    for b, (height, width) in enumerate(sizes):
+        real = {6 * row + column for row in range(-(-height // 4)) for column in range(-(-width // 4))}
+        for _, _, kept, _ in seen:
+            left = set(kept[b].tolist())
+            assert real <= left or left <= real
+
+
+@MODELS.register_module()
+class LovesPadding(BasePruner):
+    def score(self, patch_tokens, index, grid, class_attention=None):
+        return index.float()  # what is at the bottom stays
+
+
 def test_samples_of_a_batch_do_not_meet():
     model = small_vit('eva02', dict(pruner=cropr(), rate=8)).double().eval()
     images = torch.randn(3, 3, 24, 24).double()
@@ -176,7 +234,7 @@ class NastyPruner(BasePruner):
 
 
 class Untouched(nn.Module):
-    def forward(self, x, rotary=None):
+    def forward(self, x, rotary=None, windows=None):
         return x
 
 

@@ -46,11 +46,13 @@ def split(tokens: Tokens, scores: Tensor, count: int, prefix: int) -> tuple[Toke
         prefix: P; these tokens always go on.
 
     Returns:
-        What goes on (P + N - count tokens, prefix first) and what is taken aside (count tokens).
+        What goes on (P + N - count tokens, prefix first), in the order in which it was, so that neighbours in memory
+        stay neighbours; and what is taken aside (count tokens).
     """
     order = rank(scores) + prefix
     head = torch.arange(prefix, device=order.device).expand(len(order), prefix)
     kept, aside = order.split([order.shape[1] - count, count], dim=1)
+    kept = kept.sort(dim=1).values
     return _take(tokens, torch.cat([head, kept], dim=1)), _take(tokens, aside)
 
 
@@ -63,8 +65,17 @@ def concat(parts: Sequence[Tokens]) -> Tokens:
     return Tokens(torch.cat([p.x for p in parts], dim=1), torch.cat([p.position for p in parts], dim=1))
 
 
-def restore(parts: Sequence[Tokens]) -> Tensor:
-    """Join parts that together hold every position once, in raster order: (B, P + N, D)."""
+def restore(parts: Sequence[Tokens], order: Tensor) -> Tensor:
+    """Join parts that together hold every position once.
+
+    Args:
+        parts: tokens and positions.
+        order: (P + N,) int64, the positions in the order wanted.
+
+    Returns:
+        (B, P + N, D).
+    """
     joined = concat(parts)
     slot = torch.arange(joined.position.shape[1], device=joined.position.device).expand_as(joined.position)
-    return take_rows(joined.x, torch.empty_like(joined.position).scatter_(1, joined.position, slot))
+    slot_of = torch.empty_like(joined.position).scatter_(1, joined.position, slot)
+    return take_rows(joined.x, slot_of.index_select(1, order))

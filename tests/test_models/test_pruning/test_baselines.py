@@ -76,7 +76,7 @@ def test_watching_the_attention_changes_no_output(family):
     model = small_vit(family).eval()
     x, grid = model._embed(images)
     rotary, seen = rotary_angles(model.arch, grid, x.device), []
-    plain, watched = model.blocks[0](x, rotary), model.blocks[0](x, rotary, lambda q, k: seen.append(q))
+    plain, watched = model.blocks[0](x, rotary), model.blocks[0](x, rotary, watch=lambda q, k: seen.append(q))
     assert torch.equal(plain, watched) and len(seen) == 1
 
 

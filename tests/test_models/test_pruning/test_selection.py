@@ -38,13 +38,13 @@ def test_rank_sorts_with_nan_last_and_ties_in_order(scores):
 
 
 @given(score_tables(), st.integers(0, 3), st.data())
-def test_split_sends_the_best_on_behind_the_prefix(scores, prefix, data):
+def test_split_sends_the_best_on_behind_the_prefix_in_the_order_in_which_they_were(scores, prefix, data):
     count = data.draw(st.integers(0, scores.shape[1] - 1))
     tokens = tokens_of(scores, prefix)
     kept, aside = split(tokens, scores, count, prefix)
     for b, order in enumerate(rank(scores).tolist()):
         positions = [*range(prefix), *(prefix + i for i in order)]
-        assert kept.position[b].tolist() == positions[: len(positions) - count]
+        assert kept.position[b].tolist() == sorted(positions[: len(positions) - count])
         assert aside.position[b].tolist() == positions[len(positions) - count :]
         for part in (kept, aside):
             assert torch.equal(part.x[b], tokens.x[b, part.position[b]])
@@ -59,7 +59,8 @@ def test_restore_undoes_any_number_of_splits(scores, prefix, data):
         again = scores.gather(1, tokens.position[:, prefix:] - prefix)
         tokens, removed = split(tokens, again, data.draw(st.integers(0, patches - 1)), prefix)
         aside.append(removed)
-    assert torch.equal(restore([tokens, *aside]), whole.x)
+    order = torch.tensor(data.draw(st.permutations(range(whole.x.shape[1]))))
+    assert torch.equal(restore([tokens, *aside], order), whole.x[:, order])
 
 
 def test_concat_keeps_tokens_and_positions_together():
