@@ -22,10 +22,12 @@ from .models import (
     RandomPruner,
     Schedule,
     SimpleFeaturePyramid,
+    StandInPyramid,
     TokenPooling,
     TokenReinsertion,
     VariancePruner,
 )
+from .swap import swap_backbone
 from .tokens import SparseFeature
 from .version import __version__
 
@@ -47,8 +49,10 @@ __all__ = [
     'Schedule',
     'SimpleFeaturePyramid',
     'SparseFeature',
+    'StandInPyramid',
     'TokenPooling',
     'TokenReinsertion',
     'VariancePruner',
     '__version__',
+    'swap_backbone',
 ]

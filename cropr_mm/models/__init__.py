@@ -1,4 +1,4 @@
-from .necks import SimpleFeaturePyramid, TokenPooling, TokenReinsertion
+from .necks import SimpleFeaturePyramid, StandInPyramid, TokenPooling, TokenReinsertion
 from .pruning import (
     AttentionPruner,
     BasePruner,
@@ -25,6 +25,7 @@ __all__ = [
     'RandomPruner',
     'Schedule',
     'SimpleFeaturePyramid',
+    'StandInPyramid',
     'TokenPooling',
     'TokenReinsertion',
     'VariancePruner',

@@ -1,18 +1,16 @@
-"""From tokens to what stock heads read: maps, or a vector for each image."""
+"""From tokens to maps, or to a vector for each image."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..tokens import FILLS, SparseFeature
+from ...tokens import FILLS, SparseFeature
 
 
 @MODELS.register_module()
@@ -46,7 +44,7 @@ class TokenReinsertion(BaseModule):
         """SparseFeatures → maps (B, C, H, W), contiguous in memory, one per level."""
         _check_features(features, 'TokenReinsertion')
         fill = self.mask_token if self.fill == 'mask_token' else self.fill
-        maps = [_plain(feature.to_dense(fill)) for feature in features]
+        maps = [plain(feature.to_dense(fill)) for feature in features]
         if isinstance(fill, Tensor) and self.training and all(feature.index is None for feature in features):
             # Nothing is missing yet (start of the curriculum). DDP expects a gradient for every parameter all the same.
             maps[-1] = maps[-1] + 0 * fill.sum()
@@ -110,94 +108,6 @@ def _check_features(features: Any, who: str) -> None:
         )
 
 
-def _plain(x: Tensor) -> Tensor:
+def plain(x: Tensor) -> Tensor:
     """Channels in front in memory too: mmcv's compiled operators (RoIAlign) read maps without regard to strides."""
     return x.contiguous()
-
-
-class ChannelNorm(nn.LayerNorm):
-    """LayerNorm over the channels of a map (B, C, H, W)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-
-@MODELS.register_module()
-class SimpleFeaturePyramid(BaseModule):
-    """Pyramid from the last map of a plain backbone (ViTDet, arXiv 2203.16527, section 3).
-
-    Each level scales the one map: ×2 by a transposed convolution, ÷2 by max pooling; then 1×1 and 3×3
-    convolutions, each with LayerNorm over the channels. Levels coarser than ÷2 subsample the coarsest of these.
-
-    Args:
-        in_channels: channels of the map.
-        out_channels: channels of every level.
-        in_stride: stride of the map in pixels, the backbone's patch size.
-        strides: strides of the levels in pixels, ascending; each a power of two times or over ``in_stride``.
-        init_cfg: mmengine's initialisation config.
-
-    Raises:
-        ValueError: strides that no power of two reaches, or too few channels to halve at each doubling.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int = 256,
-        in_stride: int = 16,
-        strides: Sequence[int] = (4, 8, 16, 32, 64),
-        init_cfg: dict[str, Any] | None = None,
-    ) -> None:
-        super().__init__(init_cfg)
-        steps = [math.log2(in_stride / stride) if stride > 0 else math.nan for stride in strides]
-        if not steps or not all(step.is_integer() for step in steps) or steps != sorted(set(steps), reverse=True):
-            raise ValueError(
-                f'strides={tuple(strides)} with in_stride={in_stride}; ascending strides, each a power '
-                'of two times or over in_stride, are expected'
-            )
-        halvings = max(int(steps[0]), 0)  # each ×2 halves the channels
-        if in_channels < 2**halvings:
-            raise ValueError(
-                f'in_channels={in_channels} with strides={tuple(strides)} and in_stride={in_stride}; at least '
-                f'{2**halvings} are expected, as each doubling of the resolution halves the channels'
-            )
-        self.strides = tuple(strides)
-        self.levels = nn.ModuleList()
-        self.num_pooled = 0
-        for step in map(int, steps):
-            if step < -1 and len(self.levels):
-                self.num_pooled += 1
-            else:
-                self.levels.append(self._level(in_channels, out_channels, step))
-
-    @staticmethod
-    def _level(in_channels: int, out_channels: int, step: int) -> nn.Sequential:
-        layers: list[nn.Module] = []
-        channels = in_channels
-        for i in range(step):
-            if i:
-                layers += [ChannelNorm(channels, eps=1e-6), nn.GELU()]
-            layers.append(nn.ConvTranspose2d(channels, channels // 2, 2, 2))
-            channels //= 2
-        if step < 0:
-            layers.append(nn.MaxPool2d(2**-step, ceil_mode=True))
-        return nn.Sequential(
-            *layers,
-            nn.Conv2d(channels, out_channels, 1, bias=False),
-            ChannelNorm(out_channels, eps=1e-6),
-            nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
-            ChannelNorm(out_channels, eps=1e-6),
-        )
-
-    def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Maps, of which the last one (B, C, H, W) is read → contiguous maps, one per stride, fine to coarse."""
-        if not isinstance(maps, (list, tuple)) or not maps or not isinstance(maps[-1], Tensor):
-            found = type(maps[-1] if isinstance(maps, (list, tuple)) and maps else maps).__name__
-            raise TypeError(
-                f'SimpleFeaturePyramid got a {found}; it expects a tuple of maps (B, C, H, W), as TokenReinsertion in '
-                'front of it gives (neck=[dict(type="TokenReinsertion"), dict(type="SimpleFeaturePyramid", …)])'
-            )
-        pyramid = [_plain(level(maps[-1])) for level in self.levels]
-        for _ in range(self.num_pooled):
-            pyramid.append(F.max_pool2d(pyramid[-1], 1, 2))
-        return tuple(pyramid)
