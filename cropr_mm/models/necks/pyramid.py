@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from .reinsertion import plain
 
 
+@MODELS.register_module()
 class ChannelNorm(nn.LayerNorm):
-    """LayerNorm over the channels of a map (B, C, H, W)."""
+    """LayerNorm over the channels of a map (B, C, H, W); for heads, ``norm_cfg=dict(type='ChannelNorm')``."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
