@@ -1,7 +1,8 @@
 """Attention within windows of the patch grid, among whichever tokens are still there.
 
-Tokens lie in memory window by window, so the tokens of a window are neighbours. How many there are depends on the data;
-shapes never do: they follow from the number of tokens alone, as batching, compilers and export need it.
+Tokens lie in memory window by window, so the tokens of a window are neighbours. How many there are depends on the data.
+Where a kernel takes sequences of different lengths, the cost follows their lengths; elsewhere, and for compilers,
+shapes follow from the number of tokens alone.
 """
 
 from __future__ import annotations
@@ -82,20 +83,19 @@ def _patches(q: Tensor, k: Tensor, v: Tensor, windows: Windows) -> Tensor:
     """What patch tokens (queries without, keys and values with the prefix) attend to."""
     if windows.whole:
         return _whole(q, k, v, windows)
-    kernel = None if windows.prefix else _fused_kernel(q)
+    kernel = None if windows.prefix else _sequence_kernel(q)
     if kernel is not None:
-        return _fused(q, k, v, windows, kernel)
-    tokens, chunk = q.shape[1], _chunk(windows)
-    if tokens**2 <= (tokens + windows.count * chunk) * windows.capacity:  # few are left: one masked attention is less
+        return _sequences(q, k, v, windows, kernel)
+    if q.shape[1] ** 2 <= windows.count * windows.capacity**2:  # few are left: one masked attention is less
         return attend(q, k, v, _same_window(windows))
-    return _chunked(q, k, v, windows, chunk)
+    return _with_holes(q, k, v, windows)
 
 
 # --- ways to compute it ---------------------------------------------------------------------------------------
 
 
-def _whole(q: Tensor, k: Tensor, v: Tensor, windows: Windows) -> Tensor:
-    """Windows that miss no token: a batch of windows."""
+def _whole(q: Tensor, k: Tensor, v: Tensor, windows: Windows, mask: Tensor | None = None) -> Tensor:
+    """A batch of windows, each with a token at every place; ``mask`` (B, windows, capacity) tells which keys count."""
     prefix, shape = windows.prefix, (windows.count, windows.capacity)
     queries = q.unflatten(1, shape).flatten(0, 1)
     keys, values = (
@@ -104,57 +104,32 @@ def _whole(q: Tensor, k: Tensor, v: Tensor, windows: Windows) -> Tensor:
         else t.unflatten(1, shape)
         for t in (k, v)
     )
-    return attend(queries, keys.flatten(0, 1), values.flatten(0, 1)).reshape(q.shape)
+    if mask is not None:
+        mask = F.pad(mask, (prefix, 0), value=True).flatten(0, 1)[:, None, None].expand(-1, 1, windows.capacity, -1)
+    return attend(queries, keys.flatten(0, 1), values.flatten(0, 1), mask).reshape(q.shape)
+
+
+def _with_holes(q: Tensor, k: Tensor, v: Tensor, windows: Windows) -> Tensor:
+    """Tokens spread over whole windows; nobody attends to the places that stay empty."""
+    prefix, room = windows.prefix, windows.count * windows.capacity
+    start, held = _segments(windows)
+    place = torch.arange(windows.number.shape[1], device=q.device) - start.gather(1, windows.number)
+    slot = windows.number * windows.capacity + place
+
+    def spread(t: Tensor) -> Tensor:
+        rows = (slot + torch.arange(len(slot), device=slot.device)[:, None] * room).flatten()
+        spacious = t.new_zeros(len(t) * room, *t.shape[2:]).index_copy(0, rows, t.flatten(0, 1))
+        return spacious.view(len(t), room, *t.shape[2:])
+
+    # At least one key, also in an empty window: a softmax over nothing is NaN, in its gradient too.
+    there = torch.arange(windows.capacity, device=q.device) < held.clamp(min=1)[:, :, None]
+    keys, values = (torch.cat([t[:, :prefix], spread(t[:, prefix:])], dim=1) for t in (k, v))
+    return take_rows(_whole(spread(q), keys, values, windows, there), slot)
 
 
 def _same_window(windows: Windows) -> Tensor:
     same = windows.number[:, :, None] == windows.number[:, None, :]
     return F.pad(same, (windows.prefix, 0), value=True).unsqueeze(1)
-
-
-def _chunk(windows: Windows) -> int:
-    """Queries that are computed together. Larger ones pad more, smaller ones copy keys more often."""
-    return max(windows.capacity // 4, 1)
-
-
-def _chunked(q: Tensor, k: Tensor, v: Tensor, windows: Windows, chunk: int) -> Tensor:
-    """Queries in chunks of one window each, every chunk with all keys of its window.
-
-    There is room for N / chunk + windows chunks, enough however the tokens spread over the windows.
-    """
-    batch, tokens = windows.number.shape
-    start, held = _segments(windows)
-    chunks = -(-held // chunk)
-    first = chunks.cumsum(1) - chunks  # number of the first chunk of each window
-    slot = first.gather(1, windows.number) * chunk
-    slot = slot + torch.arange(tokens, device=q.device) - start.gather(1, windows.number)
-    room = tokens // chunk + windows.count
-    # Slots without a token of their own compute token 0 once more; nobody reads them.
-    source = slot.new_zeros(batch, room * chunk).scatter_(
-        1, slot, torch.arange(tokens, device=q.device).expand(batch, -1)
-    )
-    number = torch.searchsorted(
-        chunks.cumsum(1), torch.arange(room, device=q.device).expand(batch, -1).contiguous(), right=True
-    ).clamp(max=windows.count - 1)
-    reach = torch.arange(windows.capacity, device=q.device)
-    rows = (start.gather(1, number)[:, :, None] + reach).clamp(max=tokens - 1)
-    # At least one key, also for a chunk without a window: a softmax over nothing is NaN, in its gradient too.
-    there = reach < held.gather(1, number).clamp(min=1)[:, :, None]
-    prefix = windows.prefix
-    queries = take_rows(q, source).view(batch * room, chunk, *q.shape[2:])
-    keys, values = (
-        torch.cat(
-            [
-                t[:, None, :prefix].expand(-1, room, -1, -1, -1),
-                take_rows(t[:, prefix:], rows.flatten(1)).unflatten(1, (room, -1)),
-            ],
-            dim=2,
-        ).flatten(0, 1)
-        for t in (k, v)
-    )
-    mask = F.pad(there, (prefix, 0), value=True).flatten(0, 1)[:, None, None]
-    out = attend(queries, keys, values, mask.expand(-1, 1, chunk, -1))
-    return take_rows(out.reshape(batch, room * chunk, *q.shape[2:]), slot)
 
 
 def _segments(windows: Windows) -> tuple[Tensor, Tensor]:
@@ -165,21 +140,41 @@ def _segments(windows: Windows) -> tuple[Tensor, Tensor]:
     return start, torch.searchsorted(number, wanted, right=True) - start
 
 
+# --- sequences of different lengths ---------------------------------------------------------------------------
+
 Kernel = Callable[..., Any]
+"""``f(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k)`` as ``torch.nn.attention.varlen.varlen_attn``."""
 
 
-def _fused_kernel(q: Tensor) -> Kernel | None:
-    """PyTorch's attention on sequences of different lengths, where the device and the version have it."""
-    if q.device.type != 'cuda' or q.dtype not in (torch.float16, torch.bfloat16):
-        return None
-    try:
-        from torch.nn.attention.varlen import varlen_attn  # since PyTorch 2.10
-    except ImportError:
-        return None
-    return varlen_attn
+def _sequence_kernel(q: Tensor) -> Kernel | None:
+    """What computes attention on sequences of different lengths here, at the cost of their lengths alone."""
+    if q.device.type == 'cpu':
+        # A loop, whose shapes depend on the data: nothing that a compiler could see one graph in.
+        return None if torch.compiler.is_compiling() or torch.jit.is_tracing() else attend_sequences
+    if q.device.type == 'cuda' and q.dtype in (torch.float16, torch.bfloat16):
+        try:
+            from torch.nn.attention.varlen import varlen_attn  # since PyTorch 2.10
+        except ImportError:
+            return None
+        return varlen_attn
+    return None
 
 
-def _fused(q: Tensor, k: Tensor, v: Tensor, windows: Windows, kernel: Kernel) -> Tensor:
+def attend_sequences(
+    query: Tensor, key: Tensor, value: Tensor, cu_seq_q: Tensor, cu_seq_k: Tensor, max_q: int, max_k: int
+) -> Tensor:
+    """Attention within each of several sequences, one after the other.
+
+    Args:
+        query, key, value: (T, heads, head_dim), the sequences one behind the other.
+        cu_seq_q, cu_seq_k: (sequences + 1,), where each begins, and the end.
+        max_q, max_k: not needed here.
+    """
+    parts = zip(*(t.split(b.diff().tolist()) for t, b in ((query, cu_seq_q), (key, cu_seq_k), (value, cu_seq_k))))
+    return torch.cat([attend(q[None], k[None], v[None])[0] for q, k, v in parts if len(q)])
+
+
+def _sequences(q: Tensor, k: Tensor, v: Tensor, windows: Windows, kernel: Kernel) -> Tensor:
     """Each window of each sample is a sequence of its own."""
     start, _ = _segments(windows)
     batch, tokens = q.shape[:2]
