@@ -146,14 +146,16 @@ def _fit_positions(
     registers = state['reg_token'].shape[1] if 'reg_token' in state else 0
     embedded = own['pos_embed'].shape[1] - grid[0] * grid[1]
     # Prefix tokens with a position: as the model has it, none (DeiT III, timm's models with registers), the class
-    # token alone (DINOv2 with registers), or all (distilled DeiT).
-    class_token = int('cls_token' in state)
+    # token alone (DINOv2 with registers), or all (distilled DeiT). Detectors in detectron2 (ViTDet, EVA-02) have no
+    # class token any more, and its position all the same.
+    class_token = int('cls_token' in state or 'cls_token' not in own)
     counts = dict.fromkeys([embedded, 0, class_token, class_token + registers])
     prefix, old_grid = _position_grid(positions, [n for n in counts if n <= class_token + registers], grid, old_grid)
     resized = resize_position_embedding(positions[:, prefix:], old_grid, grid, 0)
     of_prefix = positions[:, :prefix]
     if prefix and not embedded:  # the model gives prefix tokens no position: it goes into the tokens themselves
-        state['cls_token'] = state['cls_token'] + of_prefix[:, :1]
+        if 'cls_token' in state:
+            state['cls_token'] = state['cls_token'] + of_prefix[:, :1]
         if prefix > 1:
             state['reg_token'] = state['reg_token'] + of_prefix[:, 1:]
         of_prefix = of_prefix[:, :0]

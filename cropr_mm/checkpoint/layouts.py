@@ -53,7 +53,7 @@ class Layout:
 # Classifiers, decoders of pre-training, mask tokens and cached angles: no part of a backbone.
 _NOT_BACKBONE = re.compile(
     r'(head|head_dist|pre_logits|attn_pool|lm_head|dino_head|ibot_head|local_cls_norm|mask_token|decoder_\w+)(\.|$)'
-    r'|(blocks\.\d+\.attn\.)?(rope|rope_embed)\.'
+    r'|(blocks\.\d+\.attn\.)?(rope|rope_embed|rope_win|rope_glb)\.'
     r'|blocks\.\d+\.attn\.relative_position_index$'
 )
 
@@ -131,7 +131,7 @@ LAYOUTS: tuple[Layout, ...] = (
         ),
     ),
     Layout(
-        'EVA-02',  # baaivision/EVA, EVA-02/asuka/modeling_finetune.py
+        'EVA-02',  # baaivision/EVA, EVA-02/asuka/modeling_finetune.py; EVA-02/det, modeling/backbone/vit.py
         marks=(r'blocks\.0\.mlp\.w(1|12)\.',),
         rules=(
             (r'(blocks\.\d+\.mlp)\.w1\.', r'\1.fc1_g.'),

@@ -272,3 +272,14 @@ def test_a_model_without_a_class_token_leaves_it_out_and_says_so(weights, tmp_pa
     expected = {name: value for name, value in weights.items() if name != 'cls_token'}
     assert_same(model, {**expected, 'pos_embed': weights['pos_embed'][:, 1:]})
     assert 'class token left out, as the model has none' in log()
+
+
+def test_the_position_of_a_class_token_that_is_no_more(weights, tmp_path):
+    """Detectors in detectron2 keep it; EVA-02's also keep the angles of windows and of the whole grid."""
+    model = small_vit(arch=dict(class_token=False), window_size=3)
+    state = {name: value for name, value in weights.items() if name != 'cls_token'}
+    angles = {'rope_win.freqs_cos': torch.zeros(9, 8), 'rope_glb.freqs_sin': torch.zeros(36, 8)}
+    wrapped = {f'backbone.net.{name}': value for name, value in {**state, **angles}.items()}
+    file = {'model': {**wrapped, 'backbone.simfp_2.0.weight': torch.zeros(1)}}
+    load_vit_weights(model, save(file, tmp_path / 'w.pth'), 'backbone.net.')
+    assert_same(model, {**state, 'pos_embed': weights['pos_embed'][:, 1:]})
