@@ -71,12 +71,7 @@ def swap_backbone(cfg: Config, backbone: dict[str, Any]) -> Config:
     holder = swapped.model.detector if where == 'model.detector' else swapped.model
     register_library(swapped)
     settings, vit = _new_backbone(backbone)
-    if swapped.model.get('semi_train_cfg') is not None and any(True for _ in vit.pruners.parameters()):
-        raise ValueError(
-            f'pruning.pruner.type={settings["pruning"]["pruner"]["type"]!r}: semi-supervised training '
-            f'({swapped.model.type}) runs its detector several times a step, with labels of its own, so CroprHook '
-            "cannot supervise a scorer there; valid are pruners without parameters, such as dict(type='RandomPruner')"
-        )
+    _check_model(swapped, where, vit)
     key = f'{where}.backbone'
     with DefaultScope.overwrite_default_scope(swapped.get('default_scope')), torch.random.fork_rng(devices=[]):
         levels = _levels(holder.backbone, key)
@@ -115,6 +110,8 @@ def _holder(cfg: Config) -> str:
         if isinstance(holder, Mapping) and holder.get('backbone') is not None:
             if not isinstance(holder['backbone'], Mapping):
                 raise ValueError(f'{where}.backbone={holder["backbone"]!r}; a dict with a type is expected')
+            if 'type' not in holder['backbone'] or 'type' not in holder:
+                raise ValueError(f'{where} or {where}.backbone has no type, so this is not a model of the mm libraries')
             if is_type(holder['backbone'], 'CroprViT'):
                 raise ValueError(f"{where}.backbone.type is 'CroprViT' already; change its settings instead")
             return where
@@ -123,6 +120,23 @@ def _holder(cfg: Config) -> str:
         f'the config has no backbone at {" or ".join(f"{where}.backbone" for where in HOLDERS)}; '
         + (f'those at {", ".join(elsewhere)} are not replaced' if elsewhere else f'model has {", ".join(model)}')
     )
+
+
+def _check_model(cfg: Config, where: str, vit: CroprViT) -> None:
+    holder = cfg.model.detector if where == 'model.detector' else cfg.model
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
+        kind = holder.type if isinstance(holder.type, type) else MODELS.get(holder.type)
+    if kind is not None:
+        taken = inspect.signature(kind.__init__).parameters.values()
+        if not any(p.name == 'neck' or p.kind is p.VAR_KEYWORD for p in taken):
+            raise ValueError(f'{where}.type={holder.type!r} takes no neck, and the maps for its heads are made in one')
+    several = [name for name in ('semi_train_cfg', 'track_head') if cfg.model.get(name) is not None]
+    if several and any(True for _ in vit.pruners.parameters()):
+        raise ValueError(
+            f'model.{several[0]}: {cfg.model.type} runs its backbone several times in a training step, on images with '
+            'labels of their own, so CroprHook cannot supervise a scorer there; valid for pruning.pruner are those '
+            "without parameters, such as dict(type='RandomPruner')"
+        )
 
 
 def _backbones(settings: Any, key: str) -> Iterator[str]:
@@ -190,12 +204,12 @@ def _levels(backbone: Mapping[str, Any], key: str) -> Levels:
 def _run(settings: dict[str, Any]) -> tuple[list[Tensor], list[Any], Any]:
     """Images of two sizes or one, what a backbone gives for each in training, and for the first in evaluation."""
     try:
+        return _run_sizes(settings, 64, 128)
+    except Exception:  # too small for it, or
+        if 'img_size' in settings:
+            # relative positions laid out for that one size (BEiT). Without weights any size will do.
+            return _run_sizes({**settings, 'img_size': 224}, 224)
         return _run_sizes(settings, 128, 256)
-    except Exception:
-        if 'img_size' not in settings:
-            raise
-        # Relative positions or windows laid out for that one size (BEiT). Without weights any size will do.
-        return _run_sizes({**settings, 'img_size': 224}, 224)
 
 
 def _run_sizes(settings: dict[str, Any], *sides: int) -> tuple[list[Tensor], list[Any], Any]:
@@ -253,7 +267,7 @@ def _add_package(cfg: Config, hook: bool) -> None:
 def _fit_optimizer(cfg: Config, prefix: str, names: Sequence[str]) -> None:
     """Make ``optim_wrapper`` fit parameters of these names, all of which begin with the prefix."""
     wrapper = cfg.get('optim_wrapper')
-    if not isinstance(wrapper, Mapping):
+    if not wrapper:
         return
     settings = wrapper.get('paramwise_cfg') or {}
     custom = settings.get('custom_keys') or {}
