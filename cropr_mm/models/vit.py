@@ -19,6 +19,7 @@ from .archs import resolve_arch
 from .geometry import Geometry
 from .layers import Block, PatchEmbed, class_attention, init_vit_weights, padding_patches
 from .pruning import BasePruner, Schedule
+from .pruning.auxiliary import Auxiliary
 from .pruning.build import PrunerList, build_pruning
 from .pruning.selection import Tokens, concat, restore, split
 from .rotary import rotary_angles
@@ -54,7 +55,8 @@ class CroprViT(BaseModule):
         frozen_stages: -1 trains everything, 0 freezes the embedding, k also the first k blocks; all of them: the
             final norm too. Frozen parts stay in evaluation mode.
         pruning: None for the dense model, or a dict: ``pruner`` (config of a :class:`BasePruner`), the arguments
-            of :class:`Schedule` (``rate``, ``target_ratio`` or ``keep``, ``blocks``, ``round_to``, ``fusion``), and
+            of :class:`Schedule` (``rate``, ``target_ratio`` or ``keep``, ``blocks``, ``round_to``, ``fusion``), those
+            of :class:`~cropr_mm.models.pruning.auxiliary.Auxiliary` (``aux_share``, ``aux_recompute``), and
             ``deploy=True`` to build scorers without auxiliary parts. Weights that :meth:`switch_to_deploy` has
             folded need it; those of training are folded as they are loaded.
         init_cfg: ``dict(type='Pretrained', checkpoint=path)`` loads published weights, from any of the layouts in
@@ -110,10 +112,11 @@ class CroprViT(BaseModule):
         self.reg_token = nn.Parameter(torch.zeros(1, registers, dim)) if registers else None
         self.pos_embed = nn.Parameter(torch.zeros(1, positions, dim)) if self.arch.position_embedding else None
         self.schedule: Schedule | None = None
-        self.pruners = PrunerList([], [])
+        self.pruners, self._auxiliary = PrunerList([], []), Auxiliary()
         if pruning is not None:
             shape = dict(embed_dim=dim, grid=self.grid, patch_size=self.patch_size)
-            self.schedule, self.pruners = build_pruning(pruning, self.depth, self.arch.class_token, **shape)
+            built = build_pruning(pruning, self.depth, self.arch.class_token, **shape)
+            self.schedule, self.pruners, self._auxiliary = built
         self.fusion = self.schedule is not None and self.schedule.fusion is not None
         rates = torch.linspace(0, drop_path_rate, self.depth, device='cpu').tolist()
         if self.fusion:
@@ -133,7 +136,6 @@ class CroprViT(BaseModule):
         self.pruning_progress = 1.0
         self.prune_listeners: list[PruneListener] = []
         self.aux_is_read = False  # set by CroprHook, which reads the auxiliary losses of every step
-        self._aux: list[tuple[Any, tuple[int, int]] | None] = []
 
     # --- construction -----------------------------------------------------------------------------------------
 
@@ -211,26 +213,31 @@ class CroprViT(BaseModule):
         aside: list[Tokens] = []
         levels: list[SparseFeature] = []
         modules = self._leaving(grid)
-        padding = padding_patches(images, self.patch_size) if modules else None
+        padding = padding_patches(images, self.patch_size) if modules else images.new_empty(0)
         self._start_auxiliary()
+        learning = self.training and torch.is_grad_enabled()
         for i in range(self.depth):
             last = i == self.depth - 1
             if last and self.fusion and aside:
-                # Last Layer Fusion. Back in order first: the last block then needs no positions of its own per
-                # sample, and without windows its output no further permutation.
-                x = restore([tokens, *aside], geometry.order)
-                tokens, aside = Tokens(x, geometry.complete(len(x))), []
+                tokens, aside = self._fuse(tokens, aside, geometry), []
             module, count = modules.get(i, (0, 0))
             watched = count > 0 and self._pruner(module).reads_class_attention
             x, attention = self._run_block(i, tokens.x, geometry, watched)
             tokens = Tokens(x, tokens.position)
             if i in self.out_indices:
                 levels.append(self._level(tokens, aside, grid, last))
-            if i in modules:
-                tokens, removed = self._prune(module, i, tokens, count, grid, attention, padding)
-                if count:
-                    aside.append(removed)
-                    geometry.select(tokens.position)
+            if i not in modules:
+                continue
+            if learning:
+                patches = tokens.position[:, self.num_prefix_tokens :] - self.num_prefix_tokens
+                self._auxiliary.see(module, self._pruner(module), tokens.x, patches, grid)
+            removed = None
+            if count:
+                scores = self._score(module, tokens, grid, attention, padding)
+                tokens, removed = self._select(tokens, scores, count)
+                aside.append(removed)
+                geometry.select(tokens.position)
+            self._tell(module, i, tokens, removed)
         return tuple(levels)
 
     def _embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
@@ -272,31 +279,31 @@ class CroprViT(BaseModule):
     def _pruner(self, module: int) -> BasePruner:
         return cast(BasePruner, self.pruners[module])
 
-    def _prune(
-        self,
-        module: int,
-        block: int,
-        tokens: Tokens,
-        count: int,
-        grid: tuple[int, int],
-        attention: Tensor | None,
-        padding: Tensor | None,
-    ) -> tuple[Tokens, Tokens]:
-        pruner, prefix = self._pruner(module), self.num_prefix_tokens
+    def _score(
+        self, module: int, tokens: Tokens, grid: tuple[int, int], attention: Tensor | None, padding: Tensor
+    ) -> Tensor:
+        prefix = self.num_prefix_tokens
         patches = tokens.position[:, prefix:] - prefix
-        if self.training and torch.is_grad_enabled():
-            prediction = pruner.predict(tokens.x, patches)
-            self._aux.append(None if prediction is None else (prediction, grid))
-        if count:
-            scores = pruner.score(tokens.x[:, prefix:].detach(), patches, grid, attention)
-            if padding is not None:  # padding never displaces a token of the image
-                scores = scores.masked_fill(padding.gather(1, patches), -torch.inf)
-            kept, removed = split(tokens, scores, count, prefix)
-        else:  # nobody leaves, so nobody moves either
-            kept, removed = tokens, Tokens(tokens.x[:, :0], tokens.position[:, :0])
+        scores = self._pruner(module).score(tokens.x[:, prefix:].detach(), patches, grid, attention)
+        return scores.masked_fill(padding.gather(1, patches), -torch.inf)  # never displaces a token of the image
+
+    def _select(self, tokens: Tokens, scores: Tensor, count: int) -> tuple[Tokens, Tokens]:
+        return split(tokens, scores, count, self.num_prefix_tokens)
+
+    def _fuse(self, tokens: Tokens, aside: list[Tokens], geometry: Geometry) -> Tokens:
+        """Last Layer Fusion: all tokens in the order in which complete ones lie.
+
+        The last block then needs no positions of its own per sample, and without windows its output no further
+        permutation.
+        """
+        x = restore([tokens, *aside], geometry.order)
+        return Tokens(x, geometry.complete(len(x)))
+
+    def _tell(self, module: int, block: int, kept: Tokens, removed: Tokens | None) -> None:
+        prefix = self.num_prefix_tokens
         for listener in self.prune_listeners:
-            listener(module, block, kept.position[:, prefix:] - prefix, removed.position - prefix)
-        return kept, removed
+            left = kept.position[:, :0] if removed is None else removed.position - prefix
+            listener(module, block, kept.position[:, prefix:] - prefix, left)
 
     def _level(self, tokens: Tokens, aside: list[Tokens], grid: tuple[int, int], last: bool) -> SparseFeature:
         prefix, active = self.num_prefix_tokens, tokens.x.shape[1] - self.num_prefix_tokens
@@ -316,15 +323,15 @@ class CroprViT(BaseModule):
 
     def _start_auxiliary(self) -> None:
         if not self.training:
-            return  # an evaluation in between must not hide that a step's predictions went unused
-        if not self.aux_is_read and any(self._aux):
+            return  # an evaluation in between must not hide that what a step showed went unused
+        if not self.aux_is_read and self._auxiliary:
             raise RuntimeError(
                 'CroprViT: the auxiliary predictions of the last training step were not used, so the pruners learn '
                 "nothing. Add custom_hooks=[dict(type='CroprHook')] to the config, or add "
                 'backbone.aux_losses(data_samples) to your loss; a pruner without parameters (RandomPruner) '
                 'needs neither.'
             )
-        self._aux = []
+        self._auxiliary.clear()
 
     def aux_losses(self, data_samples: Sequence[Any]) -> dict[str, Tensor]:
         """Auxiliary losses of the last training forward.
@@ -336,16 +343,7 @@ class CroprViT(BaseModule):
             ``'loss_aux'``, the sum over all modules, to be added to the model's loss with weight 1, and
             ``'aux.{i}'``, the detached value of each module, for the log. Empty where there is nothing to train.
         """
-        predictions, self._aux = self._aux, []
-        losses = {
-            i: self._pruner(i).aux_loss(p[0], data_samples, p[1]) for i, p in enumerate(predictions) if p is not None
-        }
-        if not losses:
-            return {}
-        return {
-            'loss_aux': torch.stack(list(losses.values())).sum(),
-            **{f'aux.{i}': value.detach() for i, value in losses.items()},
-        }
+        return self._auxiliary.losses(data_samples)
 
     # --- deployment -------------------------------------------------------------------------------------------
 

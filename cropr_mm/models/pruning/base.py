@@ -23,9 +23,11 @@ class BasePruner(nn.Module):
 
     Attributes:
         reads_class_attention: whether :meth:`score` wants the attention of the class token in the block in front.
+        learns: whether :meth:`predict` gives something to train.
     """
 
     reads_class_attention = False
+    learns = False
 
     def __init__(self, embed_dim: int, grid: tuple[int, int], patch_size: int, deploy: bool = False) -> None:
         super().__init__()
@@ -51,13 +53,13 @@ class BasePruner(nn.Module):
         raise NotImplementedError
 
     def predict(self, tokens: Tensor, index: Tensor) -> Any:
-        """Auxiliary prediction in training; None where there is nothing to train.
+        """Auxiliary prediction in training, of a pruner that learns.
 
         Args:
             tokens: (B, P + N, D), all tokens that leave the block, prefix first.
             index: (B, N) int64, raster positions of the patch tokens.
         """
-        return None
+        raise NotImplementedError
 
     def aux_loss(self, prediction: Any, data_samples: Sequence[Any], grid: tuple[int, int]) -> Tensor:
         """Loss (scalar) of what :meth:`predict` returned; see :meth:`BaseAuxHead.loss`."""

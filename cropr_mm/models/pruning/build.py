@@ -1,4 +1,4 @@
-"""From the ``pruning`` dict of a config to a schedule and its selectors."""
+"""From the ``pruning`` dict of a config to a schedule, its selectors and what they learn from."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from mmengine.logging import MMLogger
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from .auxiliary import Auxiliary
 from .base import BasePruner
 from .schedule import Schedule
 
 SCHEDULE_KEYS = ('rate', 'target_ratio', 'keep', 'blocks', 'round_to', 'fusion')
-PRUNING_KEYS = ('pruner', *SCHEDULE_KEYS, 'deploy')
+PRUNING_KEYS = ('pruner', *SCHEDULE_KEYS, 'aux_share', 'aux_recompute', 'deploy')
 
 
 class PrunerList(nn.ModuleList):
@@ -68,7 +69,9 @@ class PrunerList(nn.ModuleList):
         )
 
 
-def build_pruning(pruning: dict[str, Any], depth: int, class_token: bool, **shape: Any) -> tuple[Schedule, PrunerList]:
+def build_pruning(
+    pruning: dict[str, Any], depth: int, class_token: bool, **shape: Any
+) -> tuple[Schedule, PrunerList, Auxiliary]:
     """Check a ``pruning`` dict and build what it asks for.
 
     Args:
@@ -94,6 +97,7 @@ def build_pruning(pruning: dict[str, Any], depth: int, class_token: bool, **shap
     pruner = dict(pruner)
     if settings.pop('deploy', False):
         pruner['deploy'] = True
+    auxiliary = Auxiliary(settings.pop('aux_share', 1.0), settings.pop('aux_recompute', False))
     schedule = Schedule(depth, shape['grid'], **settings)
     pruners = [MODELS.build({**shape, **pruner}) for _ in schedule.blocks]
     for built in pruners:
@@ -103,4 +107,4 @@ def build_pruning(pruning: dict[str, Any], depth: int, class_token: bool, **shap
             raise ValueError(
                 f'pruning.pruner.type={pruner["type"]!r} reads the attention of the class token; arch.class_token=False'
             )
-    return schedule, PrunerList(pruners, schedule.blocks)
+    return schedule, PrunerList(pruners, schedule.blocks), auxiliary

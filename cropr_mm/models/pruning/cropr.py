@@ -99,9 +99,11 @@ class CroprPruner(BasePruner):
             scores = torch.bmm(x, vector.expand(len(x), -1).unsqueeze(-1)).squeeze(-1)
             return -scores if self.reverse else scores
 
+    @property
+    def learns(self) -> bool:  # type: ignore[override]
+        return self.aux_head is not None
+
     def predict(self, tokens: Tensor, index: Tensor) -> Any:
-        if self.aux_head is None:
-            return None
         x = tokens.detach() if self.stop_gradient else tokens
         x = x if self.input_norm is None else self.input_norm(x)
         q = self.queries if self.q_proj is None else self.q_proj(self.queries)

@@ -104,8 +104,6 @@ class DifficultyPruner(CroprPruner):
         super().__init__(embed_dim, grid, patch_size, head, mlp=False, reverse=reverse, deploy=deploy)
 
     def predict(self, tokens: Tensor, index: Tensor) -> Any:
-        if self.aux_head is None:
-            return None
         x = tokens[:, tokens.shape[1] - index.shape[1] :].detach()
         with torch.autocast(x.device.type, enabled=False):
             scores = x.float() @ self.queries[0].float()

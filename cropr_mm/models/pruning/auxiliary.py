@@ -1,0 +1,95 @@
+"""What the scorers learn from in a training step, and at what cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from .base import BasePruner
+
+
+@dataclass(frozen=True)
+class _Lesson:
+    module: int
+    pruner: BasePruner
+    tokens: Tensor
+    index: Tensor
+    grid: tuple[int, int]
+
+
+class Auxiliary:
+    """Auxiliary predictions and losses of all modules.
+
+    What a module sees is kept in the forward pass; predictions are made when the losses are asked for.
+
+    Args:
+        share: of the modules that learn in each step, above 0 and at most 1. Chance picks them; their losses count
+            1 / share, so that the expected gradient of each is that of learning in every step.
+        recompute: compute predictions and losses anew in the backward pass instead of storing what is inside them:
+            less memory, more time, the same gradients.
+
+    Raises:
+        ValueError: ``share`` out of range.
+    """
+
+    def __init__(self, share: float = 1.0, recompute: bool = False) -> None:
+        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
+            raise ValueError(f'pruning.aux_share={share!r}; a share above 0 and at most 1 is expected')
+        self.share, self.recompute = float(share), bool(recompute)
+        self._lessons: list[_Lesson] = []
+
+    def __bool__(self) -> bool:
+        """Whether something was seen that no loss has been computed of."""
+        return bool(self._lessons)
+
+    def clear(self) -> None:
+        self._lessons = []
+
+    def see(self, module: int, pruner: BasePruner, tokens: Tensor, index: Tensor, grid: tuple[int, int]) -> None:
+        """Keep what a module saw, if its pruner has something to train.
+
+        Args:
+            module: its number.
+            pruner: its pruner.
+            tokens: (B, P + N, D), all tokens that leave the block, prefix first.
+            index: (B, N) int64, raster positions of the patch tokens.
+            grid: (H, W), the patch grid of these images.
+        """
+        if pruner.learns and any(parameter.requires_grad for parameter in pruner.parameters()):
+            self._lessons.append(_Lesson(module, pruner, tokens, index, grid))
+
+    def losses(self, data_samples: Sequence[Any]) -> dict[str, Tensor]:
+        """Losses of what was seen, which is then forgotten.
+
+        Returns:
+            ``'loss_aux'``, their sum, and ``'aux.{module}'``, the detached value of each. Empty where there is nothing
+            to train.
+        """
+        lessons, self._lessons = self._lessons, []
+        if not lessons:
+            return {}
+        taught = self._pick(len(lessons))
+        values = {lessons[i].module: self._loss(lessons[i], data_samples) for i in taught}
+        total = torch.stack(list(values.values())).sum() * (len(lessons) / len(taught))
+        for i in set(range(len(lessons))).difference(taught):  # DDP expects a gradient for every parameter
+            total = total + sum(0 * p.sum() for p in lessons[i].pruner.parameters() if p.requires_grad)
+        return {'loss_aux': total, **{f'aux.{module}': value.detach() for module, value in values.items()}}
+
+    def _pick(self, count: int) -> list[int]:
+        if self.share == 1:
+            return list(range(count))
+        return sorted(torch.randperm(count)[: max(round(self.share * count), 1)].tolist())
+
+    def _loss(self, lesson: _Lesson, data_samples: Sequence[Any]) -> Tensor:
+        def compute(tokens: Tensor) -> Tensor:
+            prediction = lesson.pruner.predict(tokens, lesson.index)
+            return lesson.pruner.aux_loss(prediction, data_samples, lesson.grid)
+
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(compute, lesson.tokens, use_reentrant=False)
+        return compute(lesson.tokens)
