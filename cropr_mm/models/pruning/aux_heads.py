@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from .patch_targets import class_shares, label_map
+
 
 class BaseAuxHead(nn.Module):
     """LayerNorm and a linear layer on the aggregated tokens (arXiv 2412.00965, section 3.2).
@@ -71,28 +73,54 @@ class PatchSegAuxHead(BaseAuxHead):
     Args:
         num_classes: classes C.
         ignore_index: label that counts for nothing.
+        query_stride: side, in patches, of the squares that share a query. Above 1 training costs less; the target of
+            a query is then the share of each class in its square.
         embed_dim, grid, patch_size: filled in by CroprViT.
+
+    Raises:
+        ValueError: ``query_stride`` is no positive integer.
     """
 
     def __init__(
-        self, num_classes: int, embed_dim: int, grid: tuple[int, int], patch_size: int, ignore_index: int = 255
+        self,
+        num_classes: int,
+        embed_dim: int,
+        grid: tuple[int, int],
+        patch_size: int,
+        ignore_index: int = 255,
+        query_stride: int = 1,
     ) -> None:
-        super().__init__(num_classes, embed_dim, grid[0] * grid[1], ignore_index)
+        if isinstance(query_stride, bool) or not isinstance(query_stride, int) or query_stride < 1:
+            raise ValueError(f'aux_head.query_stride={query_stride!r}; a positive integer is expected')
+        queries = (-(-grid[0] // query_stride), -(-grid[1] // query_stride))
+        super().__init__(num_classes, embed_dim, queries[0] * queries[1], ignore_index)
+        self.query_stride = query_stride
         self.grid = grid
         self.patch_size = patch_size
 
     def loss(self, logits: Tensor, data_samples: Sequence[Any], grid: tuple[int, int]) -> Tensor:
-        target = torch.stack([self._target(s, grid) for s in data_samples]).to(logits.device)
-        self._check_classes(target, self.ignore_index)
-        total = F.cross_entropy(logits.float().transpose(1, 2), target, ignore_index=self.ignore_index, reduction='sum')
-        return total / (target != self.ignore_index).sum().clamp(min=1)
+        labels = torch.stack([self._label_map(s, grid) for s in data_samples]).to(logits.device)
+        if self.query_stride == 1:
+            target = F.interpolate(labels[:, None].float(), size=self.grid, mode='nearest-exact').flatten(1).long()
+            self._check_classes(target, self.ignore_index)
+            log_loss = F.cross_entropy(
+                logits.float().transpose(1, 2), target, ignore_index=self.ignore_index, reduction='sum'
+            )
+            return log_loss / (target != self.ignore_index).sum().clamp(min=1)
+        self._check_classes(labels, self.ignore_index)
+        sides = (self.grid[0] * self.patch_size, self.grid[1] * self.patch_size)
+        labels = F.interpolate(labels[:, None].float(), size=sides, mode='nearest-exact')[:, 0].long()
+        shares = torch.stack(
+            [class_shares(m, self.patch_size * self.query_stride, self.num_classes, self.ignore_index) for m in labels]
+        )
+        log_loss = -(shares * logits.float().log_softmax(dim=-1)).sum()
+        return log_loss / shares.sum().clamp(min=torch.finfo(shares.dtype).tiny)
 
-    def _target(self, sample: Any, grid: tuple[int, int]) -> Tensor:
-        label = label_map(sample, type(self).__name__)
-        # The backbone pads images to whole patches; the padding has no label.
-        pad_h, pad_w = grid[0] * self.patch_size - label.shape[-2], grid[1] * self.patch_size - label.shape[-1]
-        label = F.pad(label, (0, pad_w, 0, pad_h), value=self.ignore_index)
-        return F.interpolate(label[None].float(), size=self.grid, mode='nearest-exact').flatten().long()
+    def _label_map(self, sample: Any, grid: tuple[int, int]) -> Tensor:
+        """(H, W) int64. The backbone pads images to whole patches; the padding has no label."""
+        label = label_map(sample, type(self).__name__)[0].long()
+        pad_h, pad_w = grid[0] * self.patch_size - label.shape[0], grid[1] * self.patch_size - label.shape[1]
+        return F.pad(label, (0, pad_w, 0, pad_h), value=self.ignore_index)
 
 
 @MODELS.register_module()
@@ -220,11 +248,3 @@ class ClsAuxHead(BaseAuxHead):
 def image_labels(sample: Any) -> Tensor:
     """Classes (K,) of an image, as mmpretrain and mmengine keep them."""
     return sample.gt_label.label if hasattr(sample.gt_label, 'label') else sample.gt_label
-
-
-def label_map(sample: Any, who: str, needs: str = 'gt_sem_seg') -> Tensor:
-    """Label map (1, H, W) of a data sample."""
-    if 'gt_sem_seg' not in sample:
-        raise KeyError(f'{who} needs data samples with {needs}; this one has {", ".join(sample.keys()) or "nothing"}')
-    data = sample.gt_sem_seg.data if hasattr(sample.gt_sem_seg, 'data') else sample.gt_sem_seg.sem_seg
-    return data if data.ndim == 3 else data[None]

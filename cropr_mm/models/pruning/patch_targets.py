@@ -9,8 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .aux_heads import label_map
-
 # All modules of a model ask for the same targets; they are worked out once per data sample.
 _known: WeakKeyDictionary[Any, tuple[tuple[Any, ...], Tensor]] = WeakKeyDictionary()
 
@@ -43,16 +41,40 @@ def patch_classes(
     return found[1]
 
 
+def label_map(sample: Any, who: str, needs: str = 'gt_sem_seg') -> Tensor:
+    """Label map (1, H, W) of a data sample."""
+    if 'gt_sem_seg' not in sample:
+        raise KeyError(f'{who} needs data samples with {needs}; this one has {", ".join(sample.keys()) or "nothing"}')
+    data = sample.gt_sem_seg.data if hasattr(sample.gt_sem_seg, 'data') else sample.gt_sem_seg.sem_seg
+    return data if data.ndim == 3 else data[None]
+
+
+def class_shares(label: Tensor, side: int, num_classes: int, ignore_index: int) -> Tensor:
+    """Share of each class in each square of a label map, ignored pixels being of no class.
+
+    Args:
+        label: (H, W) int64.
+        side: of a square, in pixels; those at the right and at the bottom may reach over the edge.
+        num_classes: classes C.
+        ignore_index: value that is no class.
+
+    Returns:
+        (squares, C) float32 in raster order.
+    """
+    rows, columns = (-(-length // side) for length in label.shape)
+    row, column = (torch.arange(length, device=label.device) // side for length in label.shape)
+    square = row[:, None] * columns + column
+    cell = (square * num_classes + label)[label != ignore_index]
+    counts = torch.bincount(cell, minlength=rows * columns * num_classes)
+    return counts.view(-1, num_classes).float() / side**2
+
+
 def _from_label_map(sample: Any, grid: tuple[int, int], patch_size: int, num_classes: int, ignore_index: int) -> Tensor:
     label = label_map(sample, 'TokenClassAuxHead', 'gt_sem_seg, or gt_instances with bboxes')[0].long()
     _check(label[label != ignore_index], num_classes, f' and {ignore_index} (ignored)')
     height, width = grid[0] * patch_size, grid[1] * patch_size
     label = F.pad(label, (0, width - label.shape[1], 0, height - label.shape[0]), value=ignore_index)
-    row, column = (torch.arange(side, device=label.device) // patch_size for side in (height, width))
-    patch = row[:, None] * grid[1] + column
-    cell = (patch * (num_classes + 1) + label)[label != ignore_index]
-    counts = torch.bincount(cell, minlength=grid[0] * grid[1] * (num_classes + 1))
-    return counts.view(-1, num_classes + 1).float() / patch_size**2
+    return F.pad(class_shares(label, patch_size, num_classes, ignore_index), (0, 1))  # no background
 
 
 def _from_boxes(sample: Any, grid: tuple[int, int], patch_size: int, num_classes: int, ignore_index: int) -> Tensor:

@@ -237,3 +237,48 @@ def test_multi_label_shares_need_a_value_for_each_class():
 def test_a_smoothing_out_of_range_is_named(smoothing):
     with pytest.raises(ValueError, match=r'aux_head.label_smoothing=.*from 0 to below 1'):
         cls_head(label_smoothing=smoothing)
+
+
+# --- a coarser grid of queries --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('stride', [2, 3, 4])
+def test_queries_of_squares_learn_the_share_of_each_class(stride):
+    head = PatchSegAuxHead(3, 8, (4, 5), 2, query_stride=stride)
+    rows, columns = math.ceil(4 / stride), math.ceil(5 / stride)
+    assert head.num_queries == rows * columns
+    label = torch.randint(3, (7, 9))  # the image ends inside the last row and column of patches
+    label[2:5, 3:6] = 255
+    logits = torch.randn(1, rows * columns, 3)
+    total, weight = 0.0, 0
+    for y in range(7):
+        for x in range(9):
+            if label[y, x] != 255:
+                query = (y // (2 * stride)) * columns + x // (2 * stride)
+                total -= logits[0, query].log_softmax(0)[label[y, x]].item()
+                weight += 1
+    found = head.loss(logits, [seg_sample(label)], (4, 5)).item()
+    assert found == pytest.approx(total / weight, rel=1e-5)
+
+
+def test_squares_on_another_grid_are_read_at_the_training_grid():
+    head = PatchSegAuxHead(3, 8, (2, 4), 4, query_stride=2)
+    label = torch.tensor([[0, 2]]).repeat_interleave(32, 0).repeat_interleave(32, 1)
+    logits = torch.tensor([[[100.0, 0, 0], [0, 0, 100.0]]])
+    assert head.loss(logits, [seg_sample(label)], (8, 16)).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_squares_without_a_label_count_for_nothing():
+    head = PatchSegAuxHead(3, 8, (2, 4), 4, query_stride=2)
+    logits = torch.randn(1, 2, 3, requires_grad=True)
+    loss = head.loss(logits, [seg_sample(torch.full((8, 16), 255))], (2, 4))
+    loss.backward()
+    assert loss.item() == 0 and not logits.grad.any()
+    with pytest.raises(ValueError, match=r'num_classes=3, but the labels of the batch hold class 7'):
+        head.loss(logits, [seg_sample(torch.full((8, 16), 7))], (2, 4))
+
+
+@pytest.mark.parametrize('stride', [0, -1, 1.5, True])
+def test_a_wrong_stride_is_named(stride):
+    with pytest.raises(ValueError, match=r'aux_head.query_stride=.*; a positive integer'):
+        patch_head(query_stride=stride)
