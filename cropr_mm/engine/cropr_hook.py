@@ -22,7 +22,7 @@ class CroprHook(Hook):
     """Adds the auxiliary losses to the model's loss dict and ramps the pruning rate up (curriculum).
 
     The losses join through a PyTorch forward hook on the unwrapped model, inside the wrapped model's forward, so
-    that DDP, AMP, gradient accumulation and EMA see one ordinary loss. ``cropr.loss_aux`` is the sum over all
+    that DDP, FSDP, AMP, gradient accumulation and EMA see one ordinary loss. ``cropr.loss_aux`` is the sum over all
     modules (weight 1, arXiv 2412.00965); ``cropr.aux.{i}`` is the value of each module, for the log alone.
 
     The rate follows from the position in the training alone, so a resumed run continues exactly. It holds in
@@ -120,4 +120,6 @@ class CroprHook(Hook):
 
 
 def _unwrap(model: nn.Module) -> nn.Module:
-    return cast(nn.Module, model.module) if is_model_wrapper(model) else model
+    while is_model_wrapper(model):
+        model = cast(nn.Module, model.module)
+    return model

@@ -7,6 +7,7 @@ installed, half a checkpoint) is said in one line that names the key and the fil
 from __future__ import annotations
 
 import argparse
+import atexit
 import difflib
 import importlib.util
 import os
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import HOOKS, MODELS, RUNNERS, DefaultScope
 from mmengine.runner import Runner, find_latest_checkpoint, load_checkpoint
@@ -28,6 +29,7 @@ from torch import nn
 from ..config_types import is_type
 from .safe_load import check_checkpoint
 
+_SHARDING = ('FSDPStrategy', 'CroprFSDPStrategy')
 _INSTALL = dict(mmseg='mmsegmentation', mmdet='mmdet', mmpretrain='mmpretrain')
 
 
@@ -213,7 +215,17 @@ def set_resume(cfg: Config, resume: str | None) -> None:
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Build the runner; several processes also work on a machine without an accelerator (gloo)."""
+    """Build the runner; several processes also work on a machine without an accelerator (gloo).
+
+    Raises:
+        ValueError: the launcher needs an accelerator that is not there, or a hook needs whole weights under FSDP.
+    """
+    sharded = is_type(cfg.get('strategy'), *_SHARDING)
+    if sharded and cfg.launcher != 'none' and any(is_type(hook, 'EMAHook') for hook in cfg.get('custom_hooks') or ()):
+        raise ValueError(
+            f'custom_hooks has EMAHook, which copies whole weights, and strategy.type={cfg.strategy["type"]!r} leaves '
+            'a shard of them to each process; take the one or the other out'
+        )
     if cfg.launcher != 'none' and not _has_accelerator():
         # mmengine's launcher sets a CUDA device and gives it to DDP in any case.
         if cfg.launcher != 'pytorch':
@@ -221,13 +233,26 @@ def build_runner(cfg: Config) -> Runner:
                 f'--launcher {cfg.launcher} needs an accelerator, and torch finds none; on CPU use --launcher pytorch'
             )
         torch.distributed.init_process_group('gloo')
-        wrapper = dict(
-            type='MMDistributedDataParallel',
-            broadcast_buffers=False,
-            find_unused_parameters=cfg.get('find_unused_parameters', False),
-        )
-        cfg.model_wrapper_cfg = {**wrapper, **(cfg.get('model_wrapper_cfg') or {}), 'device_ids': None}
+        atexit.register(torch.distributed.destroy_process_group)  # its threads may abort a process that ends
+        _wrap_on_cpu(cfg)
+    elif cfg.launcher == 'none' and sharded:
+        cfg.strategy = ConfigDict(type='SingleDeviceStrategy')  # one process has nobody to share the weights with
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
+def _wrap_on_cpu(cfg: Config) -> None:
+    """Keep mmengine from giving a CUDA device to the model's wrapper."""
+    ddp = dict(type='MMDistributedDataParallel', broadcast_buffers=False)
+    if 'runner_type' not in cfg:
+        ddp['find_unused_parameters'] = cfg.get('find_unused_parameters', False)
+        cfg.model_wrapper_cfg = {**ddp, **(cfg.get('model_wrapper_cfg') or {}), 'device_ids': None}
+        return
+    strategy = cfg.setdefault('strategy', ConfigDict(type='DDPStrategy'))
+    wrapper = strategy.get('model_wrapper') or {}
+    if is_type(strategy, *_SHARDING):  # a class of its own kind is a DDPStrategy, too
+        strategy.model_wrapper = {'type': 'MMFullyShardedDataParallel', **wrapper, 'device_id': 'cpu'}
+    elif is_type(strategy, 'DDPStrategy'):
+        strategy.model_wrapper = {**ddp, **wrapper, 'device_ids': None}
 
 
 def _has_accelerator() -> bool:
@@ -249,7 +274,8 @@ def build_model(cfg: Config) -> nn.Module:
     for hook in cfg.get('custom_hooks') or ():
         if is_type(hook, 'OracleHook'):  # that selector reads the labels outside of a runner, too
             HOOKS.build(hook).attach(model)
-    return model.eval()
+    model.eval()  # not every model returns itself (knowledge distillation in mmdetection)
+    return model
 
 
 def load_model(cfg: Config, checkpoint: str) -> nn.Module:

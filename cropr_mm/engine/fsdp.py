@@ -1,0 +1,86 @@
+"""Training with sharded weights (FSDP) in mmengine's FlexibleRunner."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmengine._strategy import FSDPStrategy
+from mmengine.device import get_device
+from mmengine.optim import OptimWrapper, build_optim_wrapper
+from mmengine.registry import FUNCTIONS, STRATEGIES
+from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
+from torch.distributed.fsdp.wrap import lambda_auto_wrap_policy
+
+from ..models.layers import Block
+
+WRAPPED = '_fsdp_wrapped_module.'
+
+
+@FUNCTIONS.register_module()
+def wrap_vit_blocks(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:
+    """FSDP's ``auto_wrap_policy`` for a CroprViT: each block is a unit, everything else belongs to the outermost."""
+    return lambda_auto_wrap_policy(module, recurse, nonwrapped_numel, lambda part: isinstance(part, Block))
+
+
+@STRATEGIES.register_module()
+class CroprFSDPStrategy(FSDPStrategy):
+    """mmengine's FSDPStrategy with the optimizer that the same config has without sharding.
+
+    The parameter groups are made before the model is wrapped. Afterwards a parameter is a flat shard with another
+    name, so rules by name, by number of dimensions (no weight decay on biases) and by module would go astray
+    unnoticed. ``clip_grad`` clips by the norm of the whole gradient, not of each shard by its own. Training resumes:
+    mmengine 0.10 calls PyTorch before 2.1.
+
+    Checkpoints are whole files by default, as those of one process (``state_dict_cfg='full'``).
+
+    Args: see mmengine's FSDPStrategy. ``model_wrapper.use_orig_params`` must be True, mmengine's default.
+
+    Raises:
+        ValueError: a setting that would train something else than the config says.
+    """
+
+    def __init__(self, *, model_wrapper: dict[str, Any] | None = None, state_dict_cfg: Any = 'full', **kwargs: Any):
+        wrapper = dict(model_wrapper or {})
+        wrapper.setdefault('type', 'MMFullyShardedDataParallel')
+        if not wrapper.get('use_orig_params', True):
+            raise ValueError(
+                'strategy.model_wrapper.use_orig_params=False leaves no parameters to tell apart; True is expected'
+            )
+        super().__init__(model_wrapper=wrapper, state_dict_cfg=state_dict_cfg, **kwargs)
+        if get_device() == 'cpu':  # where weights are already, PyTorch frees what it would have copied
+            self.state_dict_config.offload_to_cpu = self.optim_state_dict_config.offload_to_cpu = False
+
+    def prepare(self, model: Any, *, optim_wrapper: Any = None, **kwargs: Any) -> Any:
+        """Build the optimizer on the model as it is before it is wrapped."""
+        if isinstance(optim_wrapper, dict) and not self._prepared:
+            optim_wrapper.setdefault('type', 'OptimWrapper')
+            if optim_wrapper['type'] == 'AmpOptimWrapper':
+                optim_wrapper.setdefault('use_fsdp', True)
+            model = self.build_model(model)
+            optim_wrapper = build_optim_wrapper(model, optim_wrapper)
+        return super().prepare(model, optim_wrapper=optim_wrapper, **kwargs)
+
+    def build_optim_wrapper(self, optim_wrapper: OptimWrapper, model: nn.Module | None = None) -> OptimWrapper:
+        """Put the shards in place of the parameters that they are of."""
+        assert isinstance(model, FSDP)
+        shards = {name.replace(WRAPPED, ''): parameter for name, parameter in model.named_parameters()}
+        for group in optim_wrapper.optimizer.param_groups:
+            group['params'] = [shards[self.id_to_name[id(parameter)]] for parameter in group['params']]
+        if optim_wrapper.clip_grad_kwargs and optim_wrapper.clip_func is nn.utils.clip_grad_norm_:
+            optim_wrapper.clip_func = lambda parameters, **settings: model.clip_grad_norm_(**settings)
+        return optim_wrapper
+
+    def optim_state_dict(self) -> dict[str, Any]:
+        wrapper = self.optim_wrapper
+        # What the wrapper keeps besides: the base rate for the log, the loss scale of mixed precision.
+        beside = {key: value for key, value in wrapper.state_dict().items() if key not in ('state', 'param_groups')}
+        return {**FSDP.optim_state_dict(self.model, wrapper.optimizer), **beside}
+
+    def load_optim_state_dict(self, state_dict: dict[str, Any]) -> None:
+        sharded = {key: state_dict[key] for key in ('state', 'param_groups')}
+        # By name: the order of the arguments changed in PyTorch 2.1.
+        sharded = FSDP.optim_state_dict_to_load(
+            model=self.model, optim=self.optim_wrapper.optimizer, optim_state_dict=sharded
+        )
+        self.optim_wrapper.load_state_dict({**state_dict, **sharded})

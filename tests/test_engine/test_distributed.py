@@ -1,0 +1,148 @@
+"""Two processes on CPU (gloo), started as a user starts them: DDP and FSDP train the same model."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from cropr_mm.engine import CroprFSDPStrategy
+from cropr_mm.engine.launch import build_runner
+
+from ..test_tools.conftest import CONFIGS, ROOT, few_iterations
+
+ITERATIONS = 6
+
+# What each process sees: the progress of the curriculum, what was logged and the whole weights at the end.
+WITNESS = """
+import torch
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
+from cropr_mm import CroprViT
+
+@HOOKS.register_module()
+class Witness(Hook):
+    priority = 'LOWEST'
+
+    def before_train(self, runner):
+        self.seen = dict(progress=[], logs=[])
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        vit, = (m for m in runner.model.modules() if isinstance(m, CroprViT))
+        assert vit.aux_is_read
+        self.seen['progress'].append(vit.pruning_progress)
+        self.seen['logs'].append({key: torch.as_tensor(value).item() for key, value in outputs.items()})
+        if runner.iter + 1 == runner.max_iters:
+            model, units = runner.model, FSDP.fsdp_modules(runner.model)
+            self.seen['units'] = len(units)
+            with FSDP.summon_full_params(model, writeback=False):
+                self.seen['weights'] = {
+                    key.replace('_fsdp_wrapped_module.', '').removeprefix('module.'): value.detach().clone()
+                    for key, value in model.named_parameters()}
+            torch.save(self.seen, f'{runner.work_dir}/rank{runner.rank}.pt')
+"""
+
+# Rules by layer, by name and by number of dimensions, and a norm over all parameters: what sharding may upset.
+CONFIG = """
+_base_ = ['{base}'{fsdp}]
+custom_imports = dict(imports=['cropr_mm', 'witness'])
+custom_hooks = [dict(type='CroprHook', ramp=0.5), dict(type='Witness')]
+runner_type = 'FlexibleRunner'
+optim_wrapper = dict(
+    _delete_=True, type='OptimWrapper', clip_grad=dict(max_norm=1.0), accumulative_counts={accumulate},
+    constructor='CroprLayerDecayOptimWrapperConstructor',
+    paramwise_cfg=dict(layer_decay_rate=0.7, custom_keys={{'blocks.1.attn': dict(lr_mult=0.5)}}),
+    optimizer=dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=0.5))
+param_scheduler = [dict(type='LinearLR', start_factor=0.5, by_epoch=False, end=4)]
+"""
+
+
+@pytest.fixture
+def train(data_folder):
+    """``train(work_dir, config, …)`` in two processes; returns what each of them saw, and the checkpoint."""
+    (data_folder / 'witness.py').write_text(WITNESS)
+    base, fsdp = CONFIGS / 'fcn_cropr-vit_sample.py', ROOT / 'configs' / '_base_' / 'fsdp.py'
+    for accumulate in (1, 2):
+        for name, more in (('ddp', ''), ('fsdp', f", '{fsdp}'")):
+            text = CONFIG.format(base=base, fsdp=more, accumulate=accumulate)
+            (data_folder / f'{name}{accumulate}.py').write_text(text)
+
+    def run(work_dir, config, *options, count=ITERATIONS, extra=()):
+        with socket.socket() as free:
+            free.bind(('127.0.0.1', 0))
+            port = str(free.getsockname()[1])
+        no_chance = ['train_dataloader.dataset.pipeline.2.prob=0.0', 'default_hooks.checkpoint.interval=3']
+        command = [str(ROOT / 'tools' / 'dist_train.sh'), config, '2', '--work-dir', work_dir, *options,
+                   *few_iterations(count, extra=[*no_chance, *extra])]  # fmt: skip
+        environment = dict(os.environ, OMP_NUM_THREADS='1', PYTHON=sys.executable, PORT=port,
+                           PYTHONPATH=str(data_folder))  # fmt: skip
+        process = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        assert process.returncode == 0, process.stdout[-4000:]
+        folder = data_folder / work_dir
+        return [torch.load(folder / f'rank{rank}.pt') for rank in (0, 1)], torch.load(folder / f'iter_{count}.pth')
+
+    return run
+
+
+def assert_close(a, b):
+    assert a.keys() == b.keys()
+    for key in a:
+        torch.testing.assert_close(a[key], b[key], rtol=1e-4, atol=1e-5, msg=lambda m, k=key: f'{k}: {m}')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('accumulate', [1, 2])
+def test_sharded_training_takes_the_steps_of_ddp(train, accumulate):
+    pytest.importorskip('mmseg')
+    ddp, ddp_file = train('ddp', f'ddp{accumulate}.py')
+    fsdp, fsdp_file = train('fsdp', f'fsdp{accumulate}.py')
+    assert [rank['units'] for rank in (*ddp, *fsdp)] == [0, 0, 9, 9]  # the model and its eight blocks
+    for seen in (*ddp, *fsdp):
+        assert seen['progress'] == pytest.approx([min(1, i / (ITERATIONS / 2)) for i in range(ITERATIONS)])
+        assert all(log['cropr.loss_aux'] > 0 and 'cropr.aux.5' in log for log in seen['logs'])
+    for ours, theirs in zip(fsdp, ddp):
+        for a, b in zip(ours['logs'], theirs['logs']):
+            assert a == pytest.approx(b, rel=1e-4)
+        assert_close(ours['weights'], theirs['weights'])
+    for ranks in (ddp, fsdp):
+        assert all(torch.equal(value, ranks[1]['weights'][key]) for key, value in ranks[0]['weights'].items())
+    # (mmengine's DDPStrategy leaves the wrapper's name in front; whatever loads a checkpoint takes it off.)
+    assert_close(fsdp_file['state_dict'], {k.removeprefix('module.'): v for k, v in ddp_file['state_dict'].items()})
+    initial, last = ddp[0]['logs'][0]['loss'], ddp[0]['logs'][-1]['loss']
+    assert last < initial - 1, 'the model has hardly moved, so the comparison says little'
+
+
+def test_averaged_weights_and_shards_do_not_go_together():
+    cfg = Config(dict(launcher='pytorch', strategy=dict(type='CroprFSDPStrategy'), custom_hooks=[dict(type='EMAHook')]))
+    with pytest.raises(ValueError, match='custom_hooks has EMAHook, which copies whole weights'):
+        build_runner(cfg)
+
+
+def test_sharding_needs_the_original_parameters():
+    with pytest.raises(ValueError, match=r'strategy.model_wrapper.use_orig_params=False leaves no parameters'):
+        CroprFSDPStrategy(model_wrapper=dict(use_orig_params=False))
+
+
+@pytest.mark.slow
+def test_sharded_training_resumes(train, run_tool, data_folder, monkeypatch):
+    pytest.importorskip('mmseg')
+    whole, file = train('whole', 'fsdp1.py')
+    (data_folder / 'whole' / 'last_checkpoint').write_text(str(data_folder / 'whole' / 'iter_3.pth'))
+    (data_folder / 'whole' / f'iter_{ITERATIONS}.pth').unlink()
+    resumed, again = train('whole', 'fsdp1.py', '--resume')
+    assert resumed[0]['progress'] == whole[0]['progress'][3:]
+    assert resumed[0]['logs'] == whole[0]['logs'][3:]
+    assert_close(resumed[1]['weights'], whole[1]['weights'])
+    assert_close(again['state_dict'], file['state_dict'])
+    assert again['optimizer']['param_groups'] == file['optimizer']['param_groups']
+    assert again['optimizer']['base_param_settings'] == file['optimizer']['base_param_settings']
+
+    # The file is whole: one process evaluates it by the same config.
+    monkeypatch.syspath_prepend(data_folder)
+    run_tool('test', 'fsdp1.py', f'whole/iter_{ITERATIONS}.pth', '--work-dir', 'tested', *few_iterations(1))
+    model = torch.load(f'whole/iter_{ITERATIONS}.pth')['state_dict']
+    assert model['backbone.blocks.7.attn.qkv.weight'].shape == (384, 128)
