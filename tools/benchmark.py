@@ -1,129 +1,195 @@
-"""Time a pruned backbone against the dense one, interleaved, on the same weights.
+"""Measure pruned models against the dense one: same weights, timed in turn in one run.
 
     python tools/benchmark.py                          # EVA-02-base, 512 × 512, 88 tokens per module, batch 4
-    python tools/benchmark.py --config configs/sample/fcn_cropr-vit_sample.py --batch-size 16
-    python tools/benchmark.py --arch vit-large --rate 0.04 --device cuda --dtype float16 --json speed.json
+    python tools/benchmark.py --config configs/sample/fcn_cropr-vit_sample.py --whole-model --batch-size 16
+    python tools/benchmark.py --selectors dense cropr patch random --train --batch-size 2
+    python tools/benchmark.py --arch vit-large --rate 0.04 --device cuda --dtype bfloat16 --cuda-graph --json speed.json
 
-Needs torch and mmengine alone (a config that inherits from mmseg or mmdet also needs that library).
+Time, memory at its peak, FLOPs, the share of the FLOPs limit that is reached (speed-up over FLOPs dense / FLOPs
+pruned), tokens per block, and what the time goes into. A backbone needs torch and mmengine alone; whole models, and
+configs that inherit from a library's, need that library.
 """
 
 from __future__ import annotations
 
 import argparse
-import platform
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.registry import MODELS
+from torch import nn
 
-from cropr_mm.analysis.flops import count_flops, pruned_ratio, tokens_per_block
-from cropr_mm.analysis.throughput import build_variants, compare_throughput
-from cropr_mm.engine.launch import plain_errors
+from cropr_mm.analysis.batches import random_batch
+from cropr_mm.analysis.benchmark import Setting, draw, machine, measure
+from cropr_mm.analysis.variants import SELECTORS, build_variants
+from cropr_mm.engine.launch import build_model, plain_errors, register_library
 from cropr_mm.files import write_json
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--config', help='take model.backbone of this config instead of the next four')
-    parser.add_argument('--arch', default='eva02-base')
-    parser.add_argument('--img-size', type=int, help='side of the images in pixels (512, or as in the config)')
-    parser.add_argument('--patch-size', type=int, default=16)
-    parser.add_argument(
+    what = parser.add_argument_group('what')
+    what.add_argument('--config', help='take the model of this config instead of the next three')
+    what.add_argument(
+        '--whole-model', action='store_true', help='neck and head of the config too, not its backbone alone'
+    )
+    what.add_argument('--arch', default='eva02-base')
+    what.add_argument('--patch-size', type=int, default=16)
+    what.add_argument('--img-size', type=int, help='side of the images in pixels (512, or as in the config)')
+    what.add_argument(
         '--rate', type=float, help='tokens per module, or with a value below 1 their share (88, or as in the config)'
     )
-    parser.add_argument('--batch-size', type=int, default=4)
-    parser.add_argument('--dtype', choices=['float32', 'float16', 'bfloat16'], default='float32')
-    parser.add_argument('--device', default='cpu')
-    parser.add_argument('--rounds', type=int, default=10)
-    parser.add_argument('--threads', type=int, help='CPU threads of torch (default: its own choice)')
+    what.add_argument(
+        '--selectors',
+        nargs='+',
+        default=['dense', 'cropr', 'random'],
+        metavar='NAME',
+        help=f'the first is what others compare with; out of {", ".join(SELECTORS)}; cropr is the one of the config',
+    )
+    what.add_argument('--num-classes', type=int, default=150, help='of labels, and of auxiliary heads by name')
+    how = parser.add_argument_group('how')
+    how.add_argument('--train', action='store_true', help='time training steps at the full rate')
+    how.add_argument('--batch-size', type=int, default=4)
+    how.add_argument(
+        '--dtype', choices=['float32', 'float16', 'bfloat16'], default='float32', help='with --train of autocast'
+    )
+    how.add_argument('--device', default='cpu')
+    how.add_argument('--compile', action='store_true', help='torch.compile of the blocks')
+    how.add_argument('--cuda-graph', action='store_true', help='record calls as CUDA graphs')
+    how.add_argument('--rounds', type=int, default=10)
+    how.add_argument('--threads', type=int, help='CPU threads of torch (default: its own choice)')
     parser.add_argument('--json', metavar='OUT', help='also write the figures to this file')
+    parser.add_argument('--plot', metavar='OUT', help='also draw them')
     return parser.parse_args()
 
 
-def backbone_config(args: argparse.Namespace) -> dict[str, Any]:
-    """The backbone that the options ask for; its weights play no part in the timing and are not loaded."""
+def read_config(args: argparse.Namespace) -> Config:
+    """The model that the options ask for; its weights play no part in the measurements and are not loaded."""
     if args.config:
         if not Path(args.config).is_file():
             raise FileNotFoundError(f'--config={args.config!r}: no such file')
-        backbone = dict(Config.fromfile(args.config).model.backbone.to_dict())
-        if backbone.get('type') != 'CroprViT':
-            raise ValueError(
-                f"--config={args.config!r}: model.backbone.type={backbone.get('type')!r}; 'CroprViT' is expected"
-            )
+        cfg = Config.fromfile(args.config)
+        kind = cfg.model.backbone.get('type')
+        if kind != 'CroprViT':
+            raise ValueError(f"--config={args.config!r}: model.backbone.type={kind!r}; 'CroprViT' is expected")
+    elif args.whole_model:
+        raise ValueError('--whole-model: --config is needed, for neck and head')
     else:
-        backbone = dict(type='CroprViT', arch=args.arch, img_size=512, patch_size=args.patch_size)
-    backbone['init_cfg'] = None
-    if args.img_size and not args.config:
-        backbone['img_size'] = args.img_size
+        backbone = dict(type='CroprViT', arch=args.arch, img_size=args.img_size or 512, patch_size=args.patch_size)
+        cfg = Config(dict(model=dict(backbone=backbone)))
+    backbone = cfg.model.backbone
+    backbone.init_cfg = None
     rate = args.rate if args.rate is not None or backbone.get('pruning') else 88
     if rate is not None:
-        backbone['pruning'] = dict(backbone.get('pruning') or {}, rate=int(rate) if rate >= 1 else rate)
-        backbone['pruning'].pop('keep', None)
-    return backbone
+        plan = dict(backbone.get('pruning') or {}, rate=int(rate) if rate >= 1 else rate)
+        backbone.pruning = {key: value for key, value in plan.items() if key not in ('keep', 'target_ratio')}
+    return cfg
+
+
+def build(cfg: Config, whole: bool, pruning: dict[str, Any] | None) -> nn.Module:
+    settings = cfg.model.backbone.to_dict()
+    if not whole:
+        return MODELS.build({**settings, 'pruning': pruning})
+    cfg = Config(cfg.to_dict())
+    cfg.model.backbone.pruning = pruning
+    return build_model(cfg)
+
+
+def print_table(figures: dict[str, dict[str, Any]]) -> None:
+    titles = ('images/s', 'spread', '× dense', 'GFLOPs', 'limit', 'reached', 'peak MB', 'pruned')
+    width = max(map(len, figures)) + 2
+    print(' ' * width + ''.join(f'{title:>10}' for title in titles))
+    for name, row in figures.items():
+        values = (
+            f'{row["images_per_second"]:.2f}',
+            f'{row["spread"]:.1%}',
+            f'{row["ratio_to_dense"]:.2f}',
+            f'{row["gflops"]:.4g}',
+            f'{row["flops_limit"]:.2f}',
+            f'{row["share_of_flops_limit"]:.2f}',
+            f'{row["peak_bytes"] / 2**20:.0f}',
+            f'{row["tokens_pruned_ratio"]:.1%}',
+        )
+        print(f'{name:{width}}' + ''.join(f'{value:>10}' for value in values))
+    parts = list(dict.fromkeys(part for row in figures.values() for part in row.get('milliseconds_of_parts', {})))
+    if parts:
+        print('\nms per batch\n' + ' ' * width + ''.join(f'{part:>11}' for part in parts))
+        for name, row in figures.items():
+            times = row['milliseconds_of_parts']
+            print(f'{name:{width}}' + ''.join(f'{times[p]:11.2f}' if p in times else f'{"–":>11}' for p in parts))
+    print('\ntokens per block')
+    for counts, names in _same(figures):
+        print(f'{", ".join(names)}: {" ".join(map(str, counts))}')
+
+
+def _same(figures: dict[str, dict[str, Any]]) -> list[tuple[tuple[int, ...], list[str]]]:
+    """Variants by the tokens that their blocks process."""
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for name, row in figures.items():
+        groups.setdefault(tuple(row['tokens_per_block']), []).append(name)
+    return list(groups.items())
 
 
 def main() -> None:
     args = parse_args()
     with plain_errors():
+        for key in ('batch_size', 'rounds', 'num_classes'):
+            if getattr(args, key) < 1:
+                raise ValueError(f'--{key.replace("_", "-")} {getattr(args, key)}: 1 or more is expected')
         if args.threads:
             torch.set_num_threads(args.threads)
         torch.manual_seed(0)
-        backbone = backbone_config(args)
-        models = build_variants(backbone)
+        setting = Setting(
+            args.device, getattr(torch, args.dtype), args.train, args.compile, args.cuda_graph, args.rounds
+        )
+        cfg = read_config(args)
+        if args.whole_model:
+            register_library(cfg)
+        backbone = cfg.model.backbone
+        variants = build_variants(
+            lambda pruning: build(cfg, args.whole_model, pruning),
+            backbone.pruning,
+            args.selectors,
+            args.num_classes,
+            args.train,
+        )
         side = args.img_size or backbone.get('img_size', 224)
         height, width = (side, side) if isinstance(side, int) else side
-        dtype = getattr(torch, args.dtype)
-        images = torch.randn(args.batch_size, 3, height, width, device=args.device, dtype=dtype)
-        for model in models.values():
-            model.to(args.device, dtype)
+        scope = cfg.get('default_scope', '') if args.whole_model else ''
+        batch = random_batch(scope, args.batch_size, height, width, args.num_classes, args.device)
+        subject = f'{args.config or args.arch}, {"whole model" if args.whole_model else "backbone"}'
+        work = 'training step' if args.train else 'inference'
+        options = [name for name in ('compile', 'cuda_graph') if getattr(args, name)]
+        surroundings = machine(args.device)
         print(
-            f'{args.config or args.arch}: {height} × {width}, batch {args.batch_size}, {args.dtype} on '
-            f'{args.device} ({torch.get_num_threads()} threads), torch {torch.__version__}; '
-            f'median of {args.rounds} interleaved rounds',
+            f'{subject}: {work}, {height} × {width}, batch {args.batch_size}, '
+            f'{", ".join([args.dtype, *options])}\n{args.device}: {surroundings["machine"]} '
+            f'({surroundings["threads"]} threads), torch {torch.__version__}; median of {args.rounds} rounds in turn\n',
             flush=True,
         )
-        flops = {name: count_flops(model, images) / args.batch_size for name, model in models.items()}
-        timings = compare_throughput(
-            {name: partial(model.forward, images) for name, model in models.items()},
-            args.batch_size,
-            args.rounds,
-            device=args.device,
-        )
-    report: dict[str, Any] = dict(
-        model=args.config or args.arch,
-        img_size=[height, width],
-        batch_size=args.batch_size,
-        dtype=args.dtype,
-        device=args.device,
-        threads=torch.get_num_threads(),
-        torch=torch.__version__,
-        machine=platform.machine(),
-        pruning={k: v for k, v in backbone['pruning'].items() if k != 'pruner'},
-        variants={},
-    )
-    print(f'{"":8}{"images/s":>10}{"spread":>9}{"× dense":>9}{"GFLOPs":>9}{"of FLOPs limit":>16}{"pruned":>9}')
-    for name, model in models.items():
-        speedup = timings[name].ratio_to(timings['dense'])
-        limit = flops['dense'] / flops[name]
-        row = dict(
-            images_per_second=timings[name].images_per_second,
-            spread=timings[name].spread,
-            ratio_to_dense=speedup,
-            gflops=flops[name] / 1e9,
-            share_of_flops_limit=speedup / limit,
-            tokens_pruned_ratio=pruned_ratio(model, height, width),
-            tokens_per_block=tokens_per_block(model, height, width),
-        )
-        report['variants'][name] = row
-        print(
-            f'{name:8}{row["images_per_second"]:10.2f}{row["spread"]:9.1%}{speedup:9.2f}{row["gflops"]:9.4g}'
-            f'{row["share_of_flops_limit"]:16.2f}{row["tokens_pruned_ratio"]:9.1%}'
-        )
-    print('tokens per block, pruned:', *report['variants']['cropr']['tokens_per_block'])
+        figures = measure(variants, batch, setting)
+    print_table(figures)
     if args.json:
+        report = dict(
+            model=args.config or args.arch,
+            whole_model=args.whole_model,
+            training=args.train,
+            img_size=[height, width],
+            batch_size=args.batch_size,
+            dtype=args.dtype,
+            device=args.device,
+            compile=args.compile,
+            cuda_graph=args.cuda_graph,
+            rounds=args.rounds,
+            pruning={key: value for key, value in backbone.pruning.items() if key != 'pruner'},
+            **surroundings,
+            variants=figures,
+        )
         write_json(args.json, report)
+    if args.plot:
+        draw(figures, args.plot, f'{subject}, {work}, {height} × {width}, batch {args.batch_size}')
 
 
 if __name__ == '__main__':

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from ..models import CroprViT
 
@@ -15,21 +15,32 @@ def _attention(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> i
     return sdpa_flop_count(query, key, value)
 
 
-def count_flops(model: nn.Module, *inputs: Any, **kwargs: Any) -> int:
-    """Floating point operations of one forward call, attention included.
+def _attention_backward(grad: Any, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
+    return sdpa_backward_flop_count(grad, query, key, value)
+
+
+# PyTorch's counter knows the fused attention of GPUs; that of the CPU has operators of its own.
+_CPU_ATTENTION = {
+    '_scaled_dot_product_flash_attention_for_cpu': _attention,
+    '_scaled_dot_product_flash_attention_for_cpu_backward': _attention_backward,
+}
+
+
+def count_flops(call: Callable[..., Any], *inputs: Any, grad: bool = False, **kwargs: Any) -> int:
+    """Floating point operations of one call, attention included.
 
     A multiplication and an addition count as two; matrix products, convolutions and attention count, the rest
     (norms, activations, sorting) does not, as is usual.
 
     Args:
-        model: any module; called as it is, in its current mode, without gradients.
+        call: a module, in its current mode, or a function.
         inputs, kwargs: what it is called with.
+        grad: whether the call computes gradients, which count too.
     """
-    # PyTorch's counter knows the fused attention of GPUs; that of the CPU has an operator of its own.
-    operator = getattr(torch.ops.aten, '_scaled_dot_product_flash_attention_for_cpu', None)
-    counter = FlopCounterMode(display=False, custom_mapping={operator: _attention} if operator else None)
-    with torch.no_grad(), counter:
-        model(*inputs, **kwargs)
+    operators = {getattr(torch.ops.aten, name, None): count for name, count in _CPU_ATTENTION.items()}
+    counter = FlopCounterMode(display=False, custom_mapping={op: f for op, f in operators.items() if op is not None})
+    with torch.set_grad_enabled(grad), counter:
+        call(*inputs, **kwargs)
     return counter.get_total_flops()
 
 

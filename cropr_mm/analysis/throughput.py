@@ -9,9 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from mmengine.registry import MODELS
-
-from ..models import CroprPruner, CroprViT
 
 
 @dataclass(frozen=True)
@@ -30,6 +27,11 @@ class Timing:
     def images_per_second(self) -> float:
         """Median over the rounds."""
         return self.batch_size / statistics.median(self.seconds)
+
+    @property
+    def milliseconds(self) -> float:
+        """Median time per call over the rounds."""
+        return 1000 * statistics.median(self.seconds)
 
     @property
     def spread(self) -> float:
@@ -51,16 +53,18 @@ def compare_throughput(
     warmup: int = 2,
     min_seconds: float = 0.2,
     device: torch.device | str = 'cpu',
+    grad: bool = False,
 ) -> dict[str, Timing]:
     """Time functions in turn: every round times each of them once.
 
     Args:
-        calls: what to time; each call processes ``batch_size`` images. Run without gradients.
+        calls: what to time; each call processes ``batch_size`` images.
         batch_size: images per call.
         rounds: how often; the median of the rounds counts.
         warmup: untimed calls of each in the beginning.
         min_seconds: short calls are repeated until one timing takes about this long.
         device: where the calls run; an accelerator is waited for.
+        grad: whether the calls compute gradients (training steps).
 
     Raises:
         ValueError: ``rounds`` or ``batch_size`` below 1.
@@ -69,69 +73,34 @@ def compare_throughput(
         if value < 1:
             raise ValueError(f'{key}={value}; 1 or more is expected')
     device = torch.device(device)
-    with torch.inference_mode():
+    with torch.inference_mode(not grad):
         repeats = {}
         for name, call in calls.items():
             for _ in range(warmup):
                 call()
-            repeats[name] = max(1, round(min_seconds / max(_seconds(call, 1, device), 1e-9)))
+            repeats[name] = max(1, round(min_seconds / max(seconds_of(call, 1, device), 1e-9)))
         seconds: dict[str, list[float]] = {name: [] for name in calls}
         names = list(calls)
         for i in range(rounds):
             # A different one begins each round: none is always the first after a pause.
             for name in names[i % len(names) :] + names[: i % len(names)]:
-                seconds[name].append(_seconds(calls[name], repeats[name], device))
+                seconds[name].append(seconds_of(calls[name], repeats[name], device))
     return {name: Timing(batch_size, tuple(values)) for name, values in seconds.items()}
 
 
-def _seconds(call: Callable[[], Any], repeats: int, device: torch.device) -> float:
-    _wait(device)
+def seconds_of(call: Callable[[], Any], repeats: int, device: torch.device) -> float:
+    """Seconds per call, the device waited for before and after."""
+    wait(device)
     start = time.perf_counter()
     for _ in range(repeats):
         call()
-    _wait(device)
+    wait(device)
     return (time.perf_counter() - start) / repeats
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
+    """Wait until an accelerator has done what it was given."""
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
     elif device.type == 'mps':
         torch.mps.synchronize()
-
-
-def build_variants(backbone: Mapping[str, Any]) -> dict[str, CroprViT]:
-    """The same weights as a dense, a Cropr and a randomly pruned backbone, ready for inference.
-
-    Args:
-        backbone: config of a CroprViT with ``pruning``; its ``rate``, ``keep``, ... hold for both pruned ones,
-            its ``pruner`` for Cropr where it is a learnt one. ``init_cfg`` is followed.
-
-    Raises:
-        ValueError: the config has no ``pruning``.
-    """
-    settings = dict(backbone, type='CroprViT')
-    pruning = settings.get('pruning')
-    if not pruning:
-        raise ValueError('backbone.pruning is not set; a rate or keep is needed for the pruned variants')
-    plan = {key: value for key, value in pruning.items() if key not in ('pruner', 'deploy')}
-    cropr = dict(pruning.get('pruner') or {})
-    kind = MODELS.get(cropr['type']) if isinstance(cropr.get('type'), str) else cropr.get('type')
-    if not (isinstance(kind, type) and issubclass(kind, CroprPruner)):
-        cropr = dict(type='CroprPruner', aux_head=dict(type='MultiLabelAuxHead', num_classes=1))
-    variants: dict[str, CroprViT] = {}
-    for name, value in (
-        ('dense', None),
-        ('cropr', {**plan, 'pruner': cropr}),
-        ('random', {**plan, 'pruner': dict(type='RandomPruner')}),
-    ):
-        variants[name] = MODELS.build({**settings, 'pruning': value})
-    if settings.get('init_cfg'):
-        variants['cropr'].init_weights()
-    weights = variants['cropr'].state_dict()
-    for model in variants.values():
-        own = model.state_dict()
-        model.load_state_dict({key: weights[key] for key in own})
-        model.switch_to_deploy()
-        model.eval()
-    return variants

@@ -51,10 +51,10 @@ def padding_patches(images: Tensor, patch_size: int) -> Tensor:
     Returns:
         (B, N) bool in raster order.
     """
-    filled = (images != 0).any(dim=1)
+    highest, lowest = images.amax(dim=1), images.amin(dim=1)
     beyond = []
     for other in (2, 1):
-        present = filled.any(dim=other)
+        present = (highest.amax(dim=other) != 0) | (lowest.amin(dim=other) != 0)
         end = (present * torch.arange(1, present.shape[1] + 1, device=images.device)).amax(dim=1)
         start = torch.arange(0, present.shape[1], patch_size, device=images.device)
         beyond.append(start >= end[:, None])

@@ -345,7 +345,19 @@ class CroprViT(BaseModule):
         """
         return self._auxiliary.losses(data_samples)
 
-    # --- deployment -------------------------------------------------------------------------------------------
+    # --- speed and deployment ---------------------------------------------------------------------------------
+
+    def compile_blocks(self, **options: Any) -> None:
+        """Compile every block with ``torch.compile``, in place; names of parameters stay.
+
+        Numbers of tokens are left open, so that neither the schedule nor the curriculum nor other image sizes
+        compile anything anew.
+
+        Args:
+            options: for ``torch.compile``, such as ``mode='max-autotune-no-cudagraphs'``.
+        """
+        for block in self.blocks:
+            block.compile(**{'dynamic': True, **options})
 
     def switch_to_deploy(self) -> None:
         """Fold the queries of every scorer into one vector and drop the auxiliary parts; same output."""

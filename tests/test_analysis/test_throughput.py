@@ -3,18 +3,8 @@
 import time
 
 import pytest
-import torch
 
-from cropr_mm.analysis.throughput import Timing, build_variants, compare_throughput
-
-AUX_HEAD = dict(type='PatchSegAuxHead', num_classes=3)
-BACKBONE = dict(
-    type='CroprViT',
-    arch=dict(family='vit', embed_dim=16, depth=5, num_heads=2),
-    img_size=24,
-    patch_size=4,
-    pruning=dict(pruner=dict(type='CroprPruner', aux_head=AUX_HEAD), rate=8),
-)
+from cropr_mm.analysis.throughput import Timing, compare_throughput
 
 
 def test_every_round_times_each_once_and_begins_with_another():
@@ -36,21 +26,3 @@ def test_figures():
 def test_wrong_settings_are_named(key):
     with pytest.raises(ValueError, match=f'{key}=0'):
         compare_throughput({}, **{'batch_size': 1, key: 0})
-
-
-@pytest.mark.parametrize('pruner', [None, 'RandomPruner'])
-def test_variants_share_their_weights(pruner):
-    settings = dict(BACKBONE, pruning=dict(BACKBONE['pruning'], pruner=pruner and dict(type=pruner)))
-    variants = build_variants(BACKBONE if pruner is None else settings)
-    weights = variants['dense'].state_dict()
-    for model in variants.values():
-        assert not model.training
-        for key, value in weights.items():
-            assert torch.equal(model.state_dict()[key], value)
-    assert variants['cropr'].pruners[0].queries.shape == (1, 16)  # folded, as for deployment
-    assert type(variants['random'].pruners[0]).__name__ == 'RandomPruner'
-
-
-def test_variants_need_pruning():
-    with pytest.raises(ValueError, match=r'backbone\.pruning is not set'):
-        build_variants(dict(BACKBONE, pruning=None))

@@ -10,26 +10,31 @@ SMALL = ['--arch', 'vit-tiny', '--img-size', '64', '--rate', '1', '--batch-size'
 
 
 def test_report(run_tool, tmp_path, capsys):
-    run_tool('benchmark', *SMALL, '--json', tmp_path / 'speed.json')
+    run_tool('benchmark', *SMALL, '--json', tmp_path / 'speed.json', '--plot', tmp_path / 'speed.png')
     report = json.loads((tmp_path / 'speed.json').read_text())
     variants = report['variants']
-    assert list(variants) == ['dense', 'cropr', 'random']
-    assert variants['dense']['ratio_to_dense'] == 1
+    assert list(variants) == ['dense', 'cropr', 'random'] and report['machine'] and report['torch']
     assert variants['dense']['tokens_per_block'] == [17] * 12
     assert variants['cropr']['tokens_per_block'][-2:] == [8, 17]
     assert variants['cropr']['gflops'] < variants['dense']['gflops']
-    limit = variants['dense']['gflops'] / variants['cropr']['gflops']
-    assert variants['cropr']['share_of_flops_limit'] == pytest.approx(variants['cropr']['ratio_to_dense'] / limit)
-    assert 'tokens per block, pruned: 17' in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert 'dense: 17 17' in said and 'cropr, random: 17 16' in said and 'scoring' in said
+    assert (tmp_path / 'speed.png').stat().st_size > 1000
 
 
-def test_config(run_tool, tmp_path):
-    pytest.importorskip('mmseg')
-    config = CONFIGS / 'fcn_cropr-vit_sample.py'
-    run_tool('benchmark', '--config', config, '--batch-size', 1, '--rounds', 1, '--json', tmp_path / 'speed.json')
+@pytest.mark.parametrize('name', ['fcn', 'mask-rcnn'])
+@pytest.mark.parametrize('options', [['--whole-model'], ['--whole-model', '--train'], []])
+def test_config(run_tool, tmp_path, name, options):
+    pytest.importorskip('mmseg' if name == 'fcn' else 'mmdet')
+    config = CONFIGS / f'{name}_cropr-vit_sample.py'
+    classes = 9 if name == 'fcn' else 6
+    run_tool('benchmark', '--config', config, '--batch-size', 1, '--rounds', 1, '--json', tmp_path / 'speed.json',
+             '--num-classes', classes, *options)  # fmt: skip
     report = json.loads((tmp_path / 'speed.json').read_text())
-    assert report['img_size'] == [96, 96]
+    assert report['img_size'] == [96, 96] and report['training'] == ('--train' in options)
     assert report['variants']['random']['tokens_per_block'] == [145, 128, 104, 88, 64, 48, 24, 145]
+    parts = report['variants']['cropr'].get('milliseconds_of_parts', {})
+    assert ('head' in parts) == (options == ['--whole-model'])
 
 
 @pytest.mark.parametrize(
@@ -38,7 +43,10 @@ def test_config(run_tool, tmp_path):
         (['--config', 'gone.py'], r"--config='gone.py': no such file"),
         (['--arch', 'vit-tinny'], r'vit-tinny.*vit-tiny'),
         (['--rate', '5'], r'pruning.rate=5'),
-        (['--rounds', '0'], r'rounds=0'),
+        (['--rounds', '0'], r'--rounds 0: 1 or more'),
+        (['--selectors', 'dense', 'best'], r'selector best; valid are dense, cropr'),
+        (['--whole-model'], r'--whole-model: --config is needed'),
+        (['--cuda-graph'], r'--cuda-graph: needs --device cuda'),
     ],
 )
 def test_wrong_settings(arguments, message, run_tool):

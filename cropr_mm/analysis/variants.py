@@ -1,0 +1,87 @@
+"""The same weights with different selectors, to be measured against one another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from mmengine.registry import MODELS
+from torch import nn
+
+from ..models import CroprPruner
+from .routing import find_backbone
+
+LEARNT = 'cropr'
+"""Name of the config's own learnt selector."""
+
+SELECTORS = ('dense', LEARNT, 'difficulty', 'multilabel', 'patch', 'random', 'variance', 'attention')
+
+
+def pruner_of(selector: str, own: Mapping[str, Any] | None, num_classes: int) -> dict[str, Any]:
+    """Config of the pruner that a name stands for.
+
+    Args:
+        selector: one of :data:`SELECTORS` but ``'dense'``.
+        own: the pruner of the config, for ``'cropr'``; where it is not a learnt one, ``'difficulty'`` stands in.
+        num_classes: for those that learn.
+    """
+    if selector == LEARNT and own and _is_learnt(own):
+        return dict(own)
+    heads = dict(multilabel='MultiLabelAuxHead', patch='PatchSegAuxHead')
+    if selector in heads:
+        return dict(type='CroprPruner', aux_head=dict(type=heads[selector], num_classes=num_classes))
+    if selector in (LEARNT, 'difficulty'):
+        return dict(type='DifficultyPruner', num_classes=num_classes)
+    return dict(type=f'{selector.title()}Pruner')
+
+
+def _is_learnt(pruner: Mapping[str, Any]) -> bool:
+    kind = MODELS.get(pruner['type']) if isinstance(pruner['type'], str) else pruner['type']
+    return isinstance(kind, type) and issubclass(kind, CroprPruner)
+
+
+def build_variants(
+    build: Callable[[dict[str, Any] | None], nn.Module],
+    pruning: Mapping[str, Any] | None,
+    selectors: Sequence[str] = ('dense', LEARNT, 'random'),
+    num_classes: int = 150,
+    training: bool = False,
+) -> dict[str, nn.Module]:
+    """The same model with each of several selectors, all with the same weights but those of the pruners.
+
+    Args:
+        build: makes a model that holds a CroprViT, or is one, from the ``pruning`` of its backbone (None: dense).
+        pruning: the schedule, and the pruner that ``'cropr'`` stands for.
+        selectors: names out of :data:`SELECTORS`.
+        num_classes: classes of auxiliary heads that the config does not have.
+        training: in training mode, with auxiliary parts; otherwise folded and ready for inference.
+
+    Raises:
+        ValueError: no ``pruning``, or an unknown selector.
+    """
+    if not pruning:
+        raise ValueError('backbone.pruning is not set; a rate or keep is needed for the pruned variants')
+    unknown = [name for name in selectors if name not in SELECTORS]
+    if unknown or not selectors:
+        raise ValueError(f'selector {", ".join(unknown) or "missing"}; valid are {", ".join(SELECTORS)}')
+    plan = {key: value for key, value in pruning.items() if key not in ('pruner', 'deploy')}
+    variants: dict[str, nn.Module] = {}
+    for name in selectors:
+        pruner = None if name == 'dense' else pruner_of(name, pruning.get('pruner'), num_classes)
+        model = build(None if pruner is None else {**plan, 'pruner': pruner})
+        if variants:
+            _copy_weights(next(iter(variants.values())), model)
+        variants[name] = model
+    for model in variants.values():
+        if not training:
+            find_backbone(model).switch_to_deploy()
+        model.train(training)
+    return variants
+
+
+def _copy_weights(source: nn.Module, model: nn.Module) -> None:
+    weights = {name: value for name, value in source.state_dict().items() if 'pruners.' not in name}
+    keys = model.load_state_dict(weights, strict=False)
+    missing = [name for name in keys.missing_keys if 'pruners.' not in name]
+    if missing or keys.unexpected_keys:
+        raise ValueError(f'variants differ in more than their pruners: {", ".join([*missing, *keys.unexpected_keys])}')
