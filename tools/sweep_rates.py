@@ -56,9 +56,7 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def prepare(
-    cfg: Config, args: argparse.Namespace, rates: Iterable[float]
-) -> tuple[Runner, Any, dict[float, Schedule]]:
+def prepare(cfg: Config, args: argparse.Namespace, rates: Iterable[float]) -> tuple[Runner, Any, dict[float, Schedule]]:
     """A runner whose model has the checkpoint's weights, ready for inference, and the schedule of each rate."""
     if args.launcher != 'none':
         raise ValueError(f'--launcher {args.launcher}: speeds compare on one device; run it without')
