@@ -124,12 +124,18 @@ def _holder(cfg: Config) -> str:
 
 def _check_model(cfg: Config, where: str, vit: CroprViT) -> None:
     holder = cfg.model.detector if where == 'model.detector' else cfg.model
-    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
-        kind = holder.type if isinstance(holder.type, type) else MODELS.get(holder.type)
+    with MODELS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
+        kind = holder.type if isinstance(holder.type, type) else registry.get(holder.type)
     if kind is not None:
         taken = inspect.signature(kind.__init__).parameters.values()
         if not any(p.name == 'neck' or p.kind is p.VAR_KEYWORD for p in taken):
             raise ValueError(f'{where}.type={holder.type!r} takes no neck, and the maps for its heads are made in one')
+    channels = holder.backbone.get('in_channels', 3)
+    if vit.patch_embed.proj.in_channels != channels:
+        raise ValueError(
+            f'backbone.in_channels={vit.patch_embed.proj.in_channels}; the images have {channels} channels, as the old '
+            f'{where}.backbone.in_channels={channels} says'
+        )
     several = [name for name in ('semi_train_cfg', 'track_head') if cfg.model.get(name) is not None]
     if several and any(True for _ in vit.pruners.parameters()):
         raise ValueError(
@@ -170,7 +176,7 @@ def _new_backbone(backbone: dict[str, Any]) -> tuple[ConfigDict, CroprViT]:
 
 def _levels(backbone: Mapping[str, Any], key: str) -> Levels:
     """Build a backbone without weights and see what maps it gives, in training and in evaluation."""
-    settings = {name: value for name, value in backbone.items() if name not in ('init_cfg', 'pretrained')}
+    settings = _by_itself({name: value for name, value in backbone.items() if name not in ('init_cfg', 'pretrained')})
     who = f'{key}.type={backbone.get("type")!r}'
     try:
         images, outputs, evaluated = _run(settings)
@@ -199,6 +205,13 @@ def _levels(backbone: Mapping[str, Any], key: str) -> Levels:
             raise ValueError(f'{who} gives maps whose size does not follow the image: {_shapes(maps)}')
         strides.append(round(pixels / cells))
     return Levels(tuple(level.shape[1] for level in maps), tuple(strides), readout, eval_level)
+
+
+def _by_itself(settings: Any) -> Any:
+    """Settings whose norms do not ask for other processes, which mmcv's SyncBN does when it is built."""
+    if isinstance(settings, Mapping):
+        return {name: 'BN' if value == 'MMSyncBN' else _by_itself(value) for name, value in settings.items()}
+    return settings
 
 
 def _run(settings: dict[str, Any]) -> tuple[list[Tensor], list[Any], Any]:
@@ -309,11 +322,12 @@ def _warn(cfg: Config, vit: CroprViT, key: str) -> None:
         settings = cfg.model if holder == 'model' else cfg.model.get('detector') or {}
         if settings.get('init_cfg'):
             _log(f'{holder}.init_cfg holds weights of a model with the old backbone', logging.WARNING)
-        preprocessor = settings.get('data_preprocessor') or {}
-        if preprocessor.get('mean') is not None and not preprocessor.get('bgr_to_rgb'):
+        images = settings.get('data_preprocessor') or {}
+        if images and 'data_preprocessor' not in images and not (images.get('bgr_to_rgb') and images.get('mean')):
+            found = ', '.join(f'{name}={images.get(name)}' for name in ('bgr_to_rgb', 'mean', 'std'))
             _log(
-                f'{holder}.data_preprocessor has bgr_to_rgb=False and mean={list(preprocessor["mean"])}, as the old '
-                'weights had it; most weights of ViTs want bgr_to_rgb=True and a mean and std of their own',
+                f'{holder}.data_preprocessor has {found}, which the old weights wanted; most weights of ViTs want '
+                'bgr_to_rgb=True and a mean and std of their own',
                 logging.WARNING,
             )
     if cfg.get('load_from'):

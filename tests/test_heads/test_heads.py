@@ -1,0 +1,72 @@
+"""Every stock head takes a CroprViT: one training step and one prediction per folder of stock configs."""
+
+import importlib
+import importlib.util
+from pathlib import Path
+
+import parity
+import pytest
+
+from . import steps, table
+
+DOCS = Path(__file__).resolve().parents[2] / 'docs' / 'heads.md'
+SEG, DET = {**table.MMSEG, **table.MMSEG_MORE}, {**table.MMDET, **table.MMDET_MORE}
+
+
+def run(library, folder, entry):
+    """Losses of a step and the predictions after it; or the error that the table foretells."""
+    configs = steps.config_folder(pytest.importorskip(library))
+    if not steps.config_file(configs, folder, entry).exists():
+        pytest.skip('this version of the library does not ship it')
+    if entry.lacks and importlib.util.find_spec(entry.lacks):
+        pytest.skip(f'{entry.lacks} is installed here; the table says what happens without it')
+    importlib.import_module(f'{library}.models')  # before mmpretrain, which mmdet would pick up where it is there
+    if entry.needs:
+        parity.import_mmpretrain()
+    if entry.needs == 'timm':
+        parity.import_timm()
+    if entry.error:
+        with pytest.raises(Exception, match=entry.error):
+            run_once(library, configs, folder, entry)
+        return None
+    return run_once(library, configs, folder, entry)
+
+
+def run_once(library, configs, folder, entry):
+    cfg = steps.swapped(configs, folder, entry)
+    make = steps.seg_batch if library == 'mmseg' else steps.det_batch
+    return steps.step(cfg, lambda: make(cfg, entry))
+
+
+@pytest.mark.parametrize('folder', SEG)
+def test_mmseg(folder):
+    result = run('mmseg', folder, SEG[folder])
+    if result is not None:
+        side = SEG[folder].side
+        assert [sample.pred_sem_seg.data.shape for sample in result[1]] == [(1, side, side)]
+
+
+@pytest.mark.parametrize('folder', DET)
+def test_mmdet(folder):
+    result = run('mmdet', folder, DET[folder])
+    if result is not None:
+        (sample,) = result[1]
+        assert 'pred_panoptic_seg' in sample or sample.pred_instances.bboxes.shape[1] == 4
+
+
+@pytest.mark.parametrize('library, entries', [('mmseg', table.MMSEG), ('mmdet', table.MMDET)])
+def test_no_folder_is_left_out(library, entries):
+    """Of the versions that set-up installs; others may ship more."""
+    module = pytest.importorskip(library)
+    if module.__version__ != table.VERSIONS[library]:
+        pytest.skip(f'the table is of {library} {table.VERSIONS[library]}')
+    folders = {folder.name for folder in steps.config_folder(module).iterdir() if folder.is_dir()}
+    assert folders - {'_base_', '__pycache__'} == set(entries)
+
+
+def test_the_docs_say_what_is_tested():
+    """``python tests/test_heads/table.py`` writes the tables."""
+    text = DOCS.read_text()
+    for part in table.tables():
+        assert part in text
+    assert text.count('\n| ') == sum(part.count('\n| ') for part in table.tables())
