@@ -127,7 +127,7 @@ def _check_model(cfg: Config, where: str, vit: CroprViT) -> None:
     with MODELS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
         kind = holder.type if isinstance(holder.type, type) else registry.get(holder.type)
     if kind is not None:
-        taken = inspect.signature(kind.__init__).parameters.values()
+        taken = inspect.signature(kind).parameters.values()
         if not any(p.name == 'neck' or p.kind is p.VAR_KEYWORD for p in taken):
             raise ValueError(f'{where}.type={holder.type!r} takes no neck, and the maps for its heads are made in one')
     channels = holder.backbone.get('in_channels', 3)

@@ -247,7 +247,7 @@ MMDET: dict[str, Entry] = {
     'mask_rcnn': Entry('mask-rcnn_r50_fpn_1x_coco'),
     'maskformer': Entry('maskformer_r50_ms-16xb1-75e_coco'),
     'masktrack_rcnn': Entry(
-        'masktrack-rcnn_mask-rcnn_r50_fpn_8xb1-12e_youtubevis2019', NO_WEIGHTS, error=TRACK_ERROR, reason=TRACK
+        'masktrack-rcnn_mask-rcnn_r50_fpn_8xb1-12e_youtubevis2019', error=TRACK_ERROR, reason=TRACK
     ),
     'misc': Entry(
         'd2_faster-rcnn_r50-caffe_fpn_ms-90k_coco',
