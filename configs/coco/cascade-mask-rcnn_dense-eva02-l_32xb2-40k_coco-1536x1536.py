@@ -29,4 +29,5 @@ model = dict(
     neck=[dict(type='TokenReinsertion'), dict(type='SimpleFeaturePyramid', in_channels=1024)],
     rpn_head=dict(num_convs=2),
     roi_head=dict(bbox_head=heads, mask_head=dict(norm_cfg=norm)),
+    train_cfg=dict(rpn=dict(allowed_border=-1)),  # jitter makes images that no anchor fits into
 )
