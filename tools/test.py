@@ -69,7 +69,12 @@ def augment(cfg: Config) -> None:
     while 'dataset' in dataset:
         dataset = dataset.dataset
     dataset.pipeline = cfg.tta_pipeline
-    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+    model = ConfigDict(**cfg.tta_model, module=cfg.model)
+    if 'data_preprocessor' in cfg.model:
+        # The wrapper's replaces the model's, and without one mmengine takes the config's top-level variable for it,
+        # which mmsegmentation's bases have and which need not be what the model has.
+        model.data_preprocessor = cfg.model.data_preprocessor
+    cfg.model = model
 
 
 def main() -> None:
