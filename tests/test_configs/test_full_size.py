@@ -262,6 +262,8 @@ def test_the_whole_of_a_shrunken_training_runs(name, sample_data, tmp_path):
         cfg.param_scheduler.end = 2
         cfg.default_hooks.checkpoint.interval = 1
     else:
+        for head in (*cfg.model.roi_head.bbox_head, cfg.model.roi_head.mask_head):
+            head.num_classes = len(THINGS)
         cfg.model.test_cfg.rcnn.score_thr = 0.0  # there must be something to evaluate
         cfg.train_cfg.update(max_iters=2, val_interval=2)
         cfg.default_hooks.checkpoint.interval = 2
