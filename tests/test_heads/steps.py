@@ -46,19 +46,15 @@ def config_file(configs: Path, folder: str, entry: Entry) -> Path:
     return configs / folder.split(',')[0] / f'{entry.config}.py'
 
 
-def swapped(configs: Path, folder: str, entry: Entry, **pruner: Any) -> Config:
+def swapped(configs: Path, folder: str, entry: Entry) -> Config:
     """A stock config, shrunken, its backbone swapped by the function that users call."""
     cfg = Config.fromfile(str(config_file(configs, folder, entry)))
     shrink(cfg.get('model') or ConfigDict(), entry.side)
     options = {key: v.format(configs=configs) if isinstance(v, str) else v for key, v in entry.options.items()}
-    cfg.merge_from_dict({key: v for key, v in options.items() if not key.startswith('model.aux') or _has_one(cfg)})
-    pruner = pruner or dict(type='DifficultyPruner', num_classes=num_classes(cfg.get('model')))
+    cfg.merge_from_dict(options)
+    pruner = dict(type='DifficultyPruner', num_classes=num_classes(cfg.get('model')))
     arch = dict(family='vit', embed_dim=32, depth=4, num_heads=2)
     return swap_backbone(cfg, dict(arch=arch, img_size=entry.side, pruning=dict(pruner=pruner, rate=16)))
-
-
-def _has_one(cfg: Config) -> bool:
-    return isinstance(cfg.model.get('auxiliary_head'), dict)
 
 
 def shrink(settings: Any, side: int, name: str = '') -> None:
@@ -176,7 +172,7 @@ def step(cfg: Config, batch: Callable[[], dict[str, Any]]) -> tuple[dict[str, fl
     MessageHub.get_current_instance().update_info('epoch', 0)  # as the runner does
     CroprHook(ramp=0).attach(model)
     backbones = [m for m in model.modules() if isinstance(m, CroprViT)]
-    clip = cfg.optim_wrapper.get('clip_grad')
+    clip = (cfg.get('optim_wrapper') or {}).get('clip_grad')
     optim = KeepGradients(torch.optim.SGD(model.parameters(), lr=1e-6), clip_grad=clip)
     log = {name: float(value) for name, value in model.train_step(batch(), optim).items()}
     assert all(math.isfinite(value) for value in log.values()), log

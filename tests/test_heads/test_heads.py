@@ -67,6 +67,7 @@ def test_no_folder_is_left_out(library, entries):
 def test_the_docs_say_what_is_tested():
     """``python tests/test_heads/table.py`` writes the tables."""
     text = DOCS.read_text()
+    assert table.summary() in text
     for part in table.tables():
         assert part in text
     assert text.count('\n| ') == sum(part.count('\n| ') for part in table.tables())
