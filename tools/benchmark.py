@@ -23,6 +23,7 @@ from torch import nn
 
 from cropr_mm.analysis.batches import random_batch
 from cropr_mm.analysis.benchmark import Setting, draw, machine, measure
+from cropr_mm.analysis.routing import find_backbone
 from cropr_mm.analysis.variants import SELECTORS, build_variants
 from cropr_mm.engine.launch import build_model, plain_errors, register_library
 from cropr_mm.files import write_json
@@ -50,7 +51,10 @@ def parse_args() -> argparse.Namespace:
     )
     what.add_argument('--num-classes', type=int, default=150, help='of labels, and of auxiliary heads by name')
     how = parser.add_argument_group('how')
-    how.add_argument('--train', action='store_true', help='time training steps at the full rate')
+    how.add_argument('--train', action='store_true', help='time training steps in place of inference')
+    how.add_argument(
+        '--progress', type=float, default=1.0, help='with --train: share of the final rate, as in the curriculum'
+    )
     how.add_argument('--batch-size', type=int, default=4)
     how.add_argument(
         '--dtype', choices=['float32', 'float16', 'bfloat16'], default='float32', help='with --train of autocast'
@@ -138,6 +142,8 @@ def main() -> None:
         for key in ('batch_size', 'rounds', 'num_classes'):
             if getattr(args, key) < 1:
                 raise ValueError(f'--{key.replace("_", "-")} {getattr(args, key)}: 1 or more is expected')
+        if not 0 <= args.progress <= 1 or (args.progress < 1 and not args.train):
+            raise ValueError(f'--progress {args.progress}: 0 to 1 is expected, and --train with it')
         if args.threads:
             torch.set_num_threads(args.threads)
         torch.manual_seed(0)
@@ -155,6 +161,8 @@ def main() -> None:
             args.num_classes,
             args.train,
         )
+        for model in variants.values():
+            find_backbone(model).pruning_progress = args.progress
         side = args.img_size or backbone.get('img_size', 224)
         height, width = (side, side) if isinstance(side, int) else side
         scope = cfg.get('default_scope', '') if args.whole_model else ''
@@ -176,6 +184,7 @@ def main() -> None:
             model=args.config or args.arch,
             whole_model=args.whole_model,
             training=args.train,
+            progress=args.progress,
             img_size=[height, width],
             batch_size=args.batch_size,
             dtype=args.dtype,

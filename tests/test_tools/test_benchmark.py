@@ -22,6 +22,13 @@ def test_report(run_tool, tmp_path, capsys):
     assert (tmp_path / 'speed.png').stat().st_size > 1000
 
 
+def test_the_beginning_of_the_curriculum_computes_what_the_dense_model_does(run_tool, tmp_path):
+    options = ['--train', '--progress', '0', '--selectors', 'dense', 'random']
+    run_tool('benchmark', *SMALL, *options, '--json', tmp_path / 'speed.json')
+    variants = json.loads((tmp_path / 'speed.json').read_text())['variants']
+    assert variants['random']['gflops'] == variants['dense']['gflops']
+
+
 @pytest.mark.parametrize('name', ['fcn', 'mask-rcnn'])
 @pytest.mark.parametrize('options', [['--whole-model'], ['--whole-model', '--train'], []])
 def test_config(run_tool, tmp_path, name, options):
@@ -46,6 +53,8 @@ def test_config(run_tool, tmp_path, name, options):
         (['--rounds', '0'], r'--rounds 0: 1 or more'),
         (['--selectors', 'dense', 'best'], r'selector best; valid are dense, cropr'),
         (['--whole-model'], r'--whole-model: --config is needed'),
+        (['--progress', '0.5'], r'--progress 0.5: .* --train with it'),
+        (['--train', '--progress', '1.5'], r'--progress 1.5: 0 to 1'),
         (['--cuda-graph'], r'--cuda-graph: needs --device cuda'),
     ],
 )
