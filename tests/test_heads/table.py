@@ -347,7 +347,8 @@ MMDET: dict[str, Entry] = {
         reason='its backbone gives three maps for each image, and its head expects them',
     ),
     'v3det': Entry(
-        'faster_rcnn_r50_fpn_8x4_sample1e-3_mstrain_v3det_2x', {'model.roi_head.bbox_head.num_classes': 100}
+        'faster_rcnn_r50_fpn_8x4_sample1e-3_mstrain_v3det_2x',
+        {'model.roi_head.bbox_head.num_classes': 100, 'model.roi_head.bbox_head.loss_cls.num_classes': 100},
     ),
     'vfnet': Entry('vfnet_r50_fpn_1x_coco'),
     'wider_face': Entry('retinanet_r50_fpn_1x_widerface'),
