@@ -36,8 +36,8 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = {'seg': 'fcn_{}-vit_sample.py', 'det': 'mask-rcnn_{}-vit_sample.py'}
 SELECTORS = ('dense', 'oracle', 'cropr', 'random', 'variance', 'attention', 'nonsalient')
 BLOCKS = 'model.backbone.pruning.blocks=[0,1,2,3,4,5]'  # where Last Layer Fusion has its modules
-# name → the config behind it and what is changed in it
-VARIANTS = {
+# name → the config behind it and what is changed in it; ways to bring tokens back, and no curriculum
+RETURNING = {
     'cropr-no-curriculum': ('cropr', ('custom_hooks.0.ramp=0',)),
     'cropr-exit': ('cropr', ('model.backbone.pruning.fusion=None', BLOCKS)),
     'cropr-zero': ('cropr', ('model.backbone.pruning.fusion=None', BLOCKS, '{neck}.fill=zero')),
@@ -46,9 +46,17 @@ VARIANTS = {
         ('model.backbone.pruning.fusion=None', BLOCKS, '{neck}.fill=mask_token', '{neck}.embed_dim=128'),
     ),
 }
+# cheaper auxiliary sides, for segmentation
+CHEAPER = {
+    'cropr-half': ('cropr', ('model.backbone.pruning.aux_share=0.5',)),
+    'cropr-patch-half': ('cropr-patch', ('model.backbone.pruning.aux_share=0.5',)),
+    'cropr-patch-stride2': ('cropr-patch', ('model.backbone.pruning.pruner.aux_head.query_stride=2',)),
+    'cropr-patch-stride4': ('cropr-patch', ('model.backbone.pruning.pruner.aux_head.query_stride=4',)),
+}
+VARIANTS = {**RETURNING, **CHEAPER}
 METHODS = {
-    'seg': (*SELECTORS, 'cropr-multilabel', 'cropr-patch', *VARIANTS, 'cropr-retrofit'),
-    'det': (*SELECTORS, 'cropr-multilabel', *VARIANTS, 'cropr-retrofit'),
+    'seg': (*SELECTORS, 'cropr-multilabel', 'cropr-patch', *RETURNING, *CHEAPER, 'cropr-retrofit'),
+    'det': (*SELECTORS, 'cropr-multilabel', *RETURNING, 'cropr-retrofit'),
 }
 NECKS = {'seg': 'model.neck', 'det': 'model.neck.0'}  # where TokenReinsertion stands
 AFTER = {'cropr-retrofit': 'dense'}  # starts from the checkpoint of that method with the same seed
