@@ -35,19 +35,33 @@ def test_without_the_scale_there_is_no_headroom():
     assert '| – |' in compare['table']('seg', [result('cropr', 0, 65.0, 0.9)])
 
 
-@pytest.mark.parametrize('task, library', [('seg', 'mmseg'), ('det', 'mmdet')])
-@pytest.mark.parametrize('method', compare['VARIANTS'])
-def test_variants_change_what_they_are_named_for(task, library, method, data_folder):
-    pytest.importorskip(library)
+def build_variant(task, method):
+    """Config and model of a method with its changes."""
     cfg = Config.fromfile(str(compare['config_of'](task, method)))
     changes = (change.format(neck=compare['NECKS'][task]) for change in compare['VARIANTS'][method][1])
     cfg.merge_from_dict({k: DictAction._parse_iterable(v) for k, v in (change.split('=', 1) for change in changes)})
-    model = build_model(cfg)
+    return cfg, build_model(cfg)
+
+
+@pytest.mark.parametrize('task, library', [('seg', 'mmseg'), ('det', 'mmdet')])
+@pytest.mark.parametrize('method', compare['RETURNING'])
+def test_ways_to_bring_tokens_back_change_what_they_are_named_for(task, library, method, data_folder):
+    pytest.importorskip(library)
+    cfg, model = build_variant(task, method)
     neck = model.neck if task == 'seg' else model.neck[0]
     plain = method == 'cropr-no-curriculum'
     assert cfg.custom_hooks[0].ramp == (0 if plain else 0.5)
     assert model.backbone.fusion == plain and model.backbone.schedule.blocks == (0, 1, 2, 3, 4, 5)
     assert neck.fill == {'cropr-zero': 'zero', 'cropr-mask-token': 'mask_token'}.get(method, 'exit')
+
+
+@pytest.mark.parametrize('method', compare['CHEAPER'])
+def test_cheaper_auxiliary_sides_change_what_they_are_named_for(method, data_folder):
+    pytest.importorskip('mmseg')
+    cfg, model = build_variant('seg', method)
+    assert cfg.model.backbone.pruning.get('aux_share', 1) == (0.5 if method.endswith('half') else 1)
+    queries = {'cropr-half': 1, 'cropr-patch-stride2': 36, 'cropr-patch-stride4': 9}.get(method, 144)
+    assert len(model.backbone.pruners[0].queries) == queries
 
 
 @pytest.mark.parametrize('task', ['seg', 'det'])
