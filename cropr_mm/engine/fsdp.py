@@ -65,8 +65,11 @@ class CroprFSDPStrategy(FSDPStrategy):
         """Put the shards in place of the parameters that they are of."""
         assert isinstance(model, FSDP)
         shards = {name.replace(WRAPPED, ''): parameter for name, parameter in model.named_parameters()}
+        self._names: list[str] = []
         for group in optim_wrapper.optimizer.param_groups:
-            group['params'] = [shards[self.id_to_name[id(parameter)]] for parameter in group['params']]
+            names = [self.id_to_name[id(parameter)] for parameter in group['params']]
+            group['params'] = [shards[name] for name in names]
+            self._names += names
         if optim_wrapper.clip_grad_kwargs and optim_wrapper.clip_func is nn.utils.clip_grad_norm_:
             optim_wrapper.clip_func = lambda parameters, **settings: model.clip_grad_norm_(**settings)
         return optim_wrapper
@@ -77,8 +80,25 @@ class CroprFSDPStrategy(FSDPStrategy):
         beside = {key: value for key, value in wrapper.state_dict().items() if key not in ('state', 'param_groups')}
         return {**FSDP.optim_state_dict(self.model, wrapper.optimizer), **beside}
 
+    def load_model_state_dict(self, state_dict: dict[str, Any], *, strict: bool = False, **unused: Any) -> None:
+        if all(name.startswith('module.') for name in state_dict):  # as FlexibleRunner saves under DDP
+            state_dict = {name[len('module.') :]: value for name, value in state_dict.items()}
+        wrong = self.model.load_state_dict(state_dict, strict=strict)
+        for what, names in (('missing', wrong.missing_keys), ('left over', wrong.unexpected_keys)):
+            if names:
+                listed = ', '.join(sorted(name.replace(WRAPPED, '') for name in names))
+                self.logger.warning(f'{type(self).__name__}: of the weights in the checkpoint, {what}: {listed}')
+
     def load_optim_state_dict(self, state_dict: dict[str, Any]) -> None:
-        sharded = {key: state_dict[key] for key in ('state', 'param_groups')}
+        """Load what this strategy saved, or what one process or DDP saved with the same config."""
+        saved = [parameter for group in state_dict['param_groups'] for parameter in group['params']]
+        names = dict(zip(saved, self._names))  # numbers, where parameters were not sharded; in the same order
+        sharded = dict(
+            state={names[key]: value for key, value in state_dict['state'].items()},
+            param_groups=[
+                {**group, 'params': [names[key] for key in group['params']]} for group in state_dict['param_groups']
+            ],
+        )
         # By name: the order of the arguments changed in PyTorch 2.1.
         sharded = FSDP.optim_state_dict_to_load(
             model=self.model, optim=self.optim_wrapper.optimizer, optim_state_dict=sharded

@@ -116,6 +116,18 @@ def test_sharded_training_takes_the_steps_of_ddp(train, accumulate):
     assert last < initial - 1, 'the model has hardly moved, so the comparison says little'
 
 
+@pytest.mark.slow
+def test_sharded_training_in_half_precision(train):
+    pytest.importorskip('mmseg')
+    full, _ = train('full', 'fsdp1.py', count=3)
+    half = ('strategy.model_wrapper.mixed_precision.param_dtype=bfloat16', 'model.backbone.with_cp=True')
+    rounded, file = train('half', 'fsdp1.py', count=3, extra=half)
+    for ours, theirs in zip(rounded[0]['logs'], full[0]['logs']):
+        assert ours != theirs
+        assert ours['loss'] == pytest.approx(theirs['loss'], rel=0.01)
+    assert {value.dtype for value in file['state_dict'].values() if value.is_floating_point()} == {torch.float32}
+
+
 def test_averaged_weights_and_shards_do_not_go_together():
     cfg = Config(dict(launcher='pytorch', strategy=dict(type='CroprFSDPStrategy'), custom_hooks=[dict(type='EMAHook')]))
     with pytest.raises(ValueError, match='custom_hooks has EMAHook, which copies whole weights'):
@@ -141,7 +153,18 @@ def test_sharded_training_resumes(train, run_tool, data_folder, monkeypatch):
     assert again['optimizer']['param_groups'] == file['optimizer']['param_groups']
     assert again['optimizer']['base_param_settings'] == file['optimizer']['base_param_settings']
 
-    # The file is whole: one process evaluates it by the same config.
+    # The file is whole: DDP goes on from it as FSDP does, and one process evaluates it by the same config.
+    (data_folder / 'whole' / 'last_checkpoint').write_text(str(data_folder / 'whole' / 'iter_3.pth'))
+    unsharded, _ = train('whole', 'ddp1.py', '--resume')
+    assert unsharded[0]['units'] == 0
+    assert_close(unsharded[0]['weights'], whole[0]['weights'])
+    # The other way round, too: iterations 1 to 3 under DDP, 4 to 6 sharded.
+    train('other', 'ddp1.py')
+    (data_folder / 'other' / 'last_checkpoint').write_text(str(data_folder / 'other' / 'iter_3.pth'))
+    sharded, _ = train('other', 'fsdp1.py', '--resume')
+    assert sharded[0]['units'] == 9
+    assert len(sharded[0]['logs']) == ITERATIONS - 3
+    assert_close(sharded[0]['weights'], whole[0]['weights'])
     monkeypatch.syspath_prepend(data_folder)
     run_tool('test', 'fsdp1.py', f'whole/iter_{ITERATIONS}.pth', '--work-dir', 'tested', *few_iterations(1))
     model = torch.load(f'whole/iter_{ITERATIONS}.pth')['state_dict']
