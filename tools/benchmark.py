@@ -62,7 +62,7 @@ def parse_args() -> argparse.Namespace:
     how.add_argument('--device', default='cpu')
     how.add_argument('--compile', action='store_true', help='torch.compile of the blocks')
     how.add_argument('--cuda-graph', action='store_true', help='record calls as CUDA graphs')
-    how.add_argument('--rounds', type=int, default=10)
+    how.add_argument('--rounds', type=int, default=10, help='0: count operations and tokens, time nothing')
     how.add_argument('--threads', type=int, help='CPU threads of torch (default: its own choice)')
     parser.add_argument('--json', metavar='OUT', help='also write the figures to this file')
     parser.add_argument('--plot', metavar='OUT', help='also draw them')
@@ -101,21 +101,25 @@ def build(cfg: Config, whole: bool, pruning: dict[str, Any] | None) -> nn.Module
     return build_model(cfg)
 
 
+# title, figure, how it is shown
+COLUMNS = (
+    ('images/s', 'images_per_second', '{:.2f}'),
+    ('spread', 'spread', '{:.1%}'),
+    ('× dense', 'ratio_to_dense', '{:.2f}'),
+    ('GFLOPs', 'gflops', '{:.4g}'),
+    ('limit', 'flops_limit', '{:.2f}'),
+    ('reached', 'share_of_flops_limit', '{:.2f}'),
+    ('peak MB', 'peak_bytes', '{:.0f}'),
+    ('pruned', 'tokens_pruned_ratio', '{:.1%}'),
+)
+
+
 def print_table(figures: dict[str, dict[str, Any]]) -> None:
-    titles = ('images/s', 'spread', '× dense', 'GFLOPs', 'limit', 'reached', 'peak MB', 'pruned')
+    columns = [column for column in COLUMNS if all(column[1] in row for row in figures.values())]
     width = max(map(len, figures)) + 2
-    print(' ' * width + ''.join(f'{title:>10}' for title in titles))
+    print(' ' * width + ''.join(f'{title:>10}' for title, _, _ in columns))
     for name, row in figures.items():
-        values = (
-            f'{row["images_per_second"]:.2f}',
-            f'{row["spread"]:.1%}',
-            f'{row["ratio_to_dense"]:.2f}',
-            f'{row["gflops"]:.4g}',
-            f'{row["flops_limit"]:.2f}',
-            f'{row["share_of_flops_limit"]:.2f}',
-            f'{row["peak_bytes"] / 2**20:.0f}',
-            f'{row["tokens_pruned_ratio"]:.1%}',
-        )
+        values = (form.format(row[key] / 2**20 if key == 'peak_bytes' else row[key]) for _, key, form in columns)
         print(f'{name:{width}}' + ''.join(f'{value:>10}' for value in values))
     parts = list(dict.fromkeys(part for row in figures.values() for part in row.get('milliseconds_of_parts', {})))
     if parts:
@@ -139,9 +143,9 @@ def _same(figures: dict[str, dict[str, Any]]) -> list[tuple[tuple[int, ...], lis
 def main() -> None:
     args = parse_args()
     with plain_errors():
-        for key in ('batch_size', 'rounds', 'num_classes'):
-            if getattr(args, key) < 1:
-                raise ValueError(f'--{key.replace("_", "-")} {getattr(args, key)}: 1 or more is expected')
+        for key, least in (('batch_size', 1), ('num_classes', 1), ('rounds', 0)):
+            if getattr(args, key) < least:
+                raise ValueError(f'--{key.replace("_", "-")} {getattr(args, key)}: {least} or more is expected')
         if not 0 <= args.progress <= 1 or (args.progress < 1 and not args.train):
             raise ValueError(f'--progress {args.progress}: 0 to 1 is expected, and --train with it')
         if args.threads:
@@ -197,7 +201,7 @@ def main() -> None:
             variants=figures,
         )
         write_json(args.json, report)
-    if args.plot:
+    if args.plot and args.rounds:
         draw(figures, args.plot, f'{subject}, {work}, {height} × {width}, batch {args.batch_size}')
 
 

@@ -29,7 +29,7 @@ class Setting:
         training: time training steps (forward, backward, AdamW) in place of inference.
         compile_blocks: compile the blocks with ``torch.compile``.
         cuda_graph: record each call as a CUDA graph and replay it (inference alone).
-        rounds: how often each variant is timed; the median counts.
+        rounds: how often each variant is timed; the median counts. 0: only count operations and tokens.
     """
 
     device: str = 'cpu'
@@ -56,7 +56,7 @@ def measure(variants: Mapping[str, nn.Module], batch: Mapping[str, Any], setting
         For each variant: ``images_per_second``, ``milliseconds`` (median), ``spread`` (quartiles, share of the median),
         ``ratio_to_dense``, ``gflops`` per image, ``flops_limit`` (FLOPs of the first one over its own),
         ``share_of_flops_limit``, ``peak_bytes`` (weights and optimizer included), ``milliseconds_of_parts`` (inference
-        alone), ``tokens_pruned_ratio``, ``tokens_per_block``.
+        alone), ``tokens_pruned_ratio``, ``tokens_per_block``. With no rounds, what can be counted.
     """
     batch = dict(batch, inputs=batch['inputs'].to(setting.device))
     images, (height, width) = len(batch['inputs']), batch['inputs'].shape[-2:]
@@ -78,11 +78,15 @@ def measure(variants: Mapping[str, nn.Module], batch: Mapping[str, Any], setting
         )
         if setting.compile_blocks:
             backbone.compile_blocks()
+    first = next(iter(variants))
+    for row in figures.values():
+        row['flops_limit'] = figures[first]['gflops'] / row['gflops']
+    if not setting.rounds:
+        return figures
     plain = dict(calls)
     if setting.cuda_graph:
         calls = {name: _graphed(call) for name, call in calls.items()}
     timings = compare_throughput(calls, images, setting.rounds, device=setting.device, grad=setting.training)
-    first = next(iter(variants))
     for name, row in figures.items():
         timing = timings[name]
         row.update(
@@ -90,7 +94,6 @@ def measure(variants: Mapping[str, nn.Module], batch: Mapping[str, Any], setting
             milliseconds=timing.milliseconds,
             spread=timing.spread,
             ratio_to_dense=timing.ratio_to(timings[first]),
-            flops_limit=figures[first]['gflops'] / row['gflops'],
         )
         row['share_of_flops_limit'] = row['ratio_to_dense'] / row['flops_limit']
         with torch.inference_mode(not setting.training):

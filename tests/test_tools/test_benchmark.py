@@ -22,6 +22,13 @@ def test_report(run_tool, tmp_path, capsys):
     assert (tmp_path / 'speed.png').stat().st_size > 1000
 
 
+def test_without_rounds_operations_are_counted_alone(run_tool, tmp_path, capsys):
+    run_tool('benchmark', *SMALL, '--rounds', '0', '--json', tmp_path / 'speed.json')
+    row = json.loads((tmp_path / 'speed.json').read_text())['variants']['cropr']
+    assert set(row) == {'gflops', 'flops_limit', 'tokens_pruned_ratio', 'tokens_per_block'} and row['flops_limit'] > 1
+    assert 'images/s' not in capsys.readouterr().out
+
+
 def test_the_beginning_of_the_curriculum_computes_what_the_dense_model_does(run_tool, tmp_path):
     options = ['--train', '--progress', '0', '--selectors', 'dense', 'random']
     run_tool('benchmark', *SMALL, *options, '--json', tmp_path / 'speed.json')
@@ -50,7 +57,7 @@ def test_config(run_tool, tmp_path, name, options):
         (['--config', 'gone.py'], r"--config='gone.py': no such file"),
         (['--arch', 'vit-tinny'], r'vit-tinny.*vit-tiny'),
         (['--rate', '5'], r'pruning.rate=5'),
-        (['--rounds', '0'], r'--rounds 0: 1 or more'),
+        (['--rounds', '-1'], r'--rounds -1: 0 or more'),
         (['--selectors', 'dense', 'best'], r'selector best; valid are dense, cropr'),
         (['--whole-model'], r'--whole-model: --config is needed'),
         (['--progress', '0.5'], r'--progress 0.5: .* --train with it'),
