@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import atexit
 import difflib
+import gc
 import importlib.util
 import os
 import sys
@@ -233,11 +234,17 @@ def build_runner(cfg: Config) -> Runner:
                 f'--launcher {cfg.launcher} needs an accelerator, and torch finds none; on CPU use --launcher pytorch'
             )
         torch.distributed.init_process_group('gloo')
-        atexit.register(torch.distributed.destroy_process_group)  # its threads may abort a process that ends
+        atexit.register(_end_processes)
         _wrap_on_cpu(cfg)
     elif cfg.launcher == 'none' and sharded:
         cfg.strategy = ConfigDict(type='SingleDeviceStrategy')  # one process has nobody to share the weights with
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
+def _end_processes() -> None:
+    """Stop gloo's threads, which may otherwise abort a process that ends."""
+    torch.distributed.destroy_process_group()
+    gc.collect()  # a runner and its model are a cycle, and FSDP's modules hold the group
 
 
 def _wrap_on_cpu(cfg: Config) -> None:
