@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 from mmengine.registry import MODELS
 from torch import nn
 
@@ -35,6 +35,14 @@ def parse_args() -> argparse.Namespace:
     what.add_argument('--config', help='take the model of this config instead of the next three')
     what.add_argument(
         '--whole-model', action='store_true', help='neck and head of the config too, not its backbone alone'
+    )
+    what.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        metavar='KEY=VALUE',
+        help='change settings of the config',
     )
     what.add_argument('--arch', default='eva02-base')
     what.add_argument('--patch-size', type=int, default=16)
@@ -75,6 +83,7 @@ def read_config(args: argparse.Namespace) -> Config:
         if not Path(args.config).is_file():
             raise FileNotFoundError(f'--config={args.config!r}: no such file')
         cfg = Config.fromfile(args.config)
+        cfg.merge_from_dict(args.cfg_options)
         kind = cfg.model.backbone.get('type')
         if kind != 'CroprViT':
             raise ValueError(f"--config={args.config!r}: model.backbone.type={kind!r}; 'CroprViT' is expected")
@@ -186,6 +195,7 @@ def main() -> None:
     if args.json:
         report = dict(
             model=args.config or args.arch,
+            options=args.cfg_options,
             whole_model=args.whole_model,
             training=args.train,
             progress=args.progress,

@@ -51,6 +51,14 @@ def test_config(run_tool, tmp_path, name, options):
     assert ('head' in parts) == (options == ['--whole-model'])
 
 
+def test_settings_of_a_config_change_on_the_command_line(run_tool, tmp_path):
+    pytest.importorskip('mmseg')
+    run_tool('benchmark', '--config', CONFIGS / 'fcn_cropr-vit_sample.py', '--batch-size', 1, '--rounds', 0,
+             '--json', tmp_path / 'speed.json', '--cfg-options', 'model.backbone.pruning.rate=8')  # fmt: skip
+    report = json.loads((tmp_path / 'speed.json').read_text())
+    assert report['pruning']['rate'] == 8 and report['variants']['cropr']['tokens_per_block'][1] == 136
+
+
 @pytest.mark.parametrize(
     'arguments, message',
     [
