@@ -55,7 +55,8 @@ def parse_args() -> argparse.Namespace:
         nargs='+',
         default=['dense', 'cropr', 'random'],
         metavar='NAME',
-        help=f'the first is what others compare with; out of {", ".join(SELECTORS)}; cropr is the one of the config',
+        help=f'the first is what others compare with; out of {", ".join(SELECTORS)}; cropr is the one of the config; '
+        'settings of pruning may follow, as in patch:aux_share=0.5,pruner.aux_head.query_stride=2',
     )
     what.add_argument('--num-classes', type=int, default=150, help='of labels, and of auxiliary heads by name')
     how = parser.add_argument_group('how')

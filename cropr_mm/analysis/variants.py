@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from mmengine.config import Config, DictAction
 from mmengine.registry import MODELS
 from torch import nn
 
@@ -40,6 +41,32 @@ def _is_learnt(pruner: Mapping[str, Any]) -> bool:
     return isinstance(kind, type) and issubclass(kind, CroprPruner)
 
 
+def pruning_of(selector: str, pruning: Mapping[str, Any], num_classes: int) -> dict[str, Any] | None:
+    """The ``pruning`` of a variant.
+
+    Args:
+        selector: a name out of :data:`SELECTORS`, behind it perhaps a colon and settings of ``pruning`` separated by
+            commas, such as ``'patch:aux_share=0.5,pruner.aux_head.query_stride=2'``.
+        pruning: the schedule, and the pruner that ``'cropr'`` stands for.
+        num_classes: classes of auxiliary heads that the config does not have.
+
+    Raises:
+        ValueError: an unknown selector, or settings that are none.
+    """
+    name, _, options = selector.partition(':')
+    if name not in SELECTORS:
+        raise ValueError(f'selector {name}; valid are {", ".join(SELECTORS)}')
+    changes = [option.partition('=') for option in options.split(',')] if options else []
+    if (changes and name == 'dense') or not all(key and equals for key, equals, _ in changes):
+        raise ValueError(f'selector {selector}; name:key=value,key=value is expected, with keys of pruning')
+    if name == 'dense':
+        return None
+    plan = {key: value for key, value in pruning.items() if key not in ('pruner', 'deploy')}
+    cfg = Config(dict(pruning={**plan, 'pruner': pruner_of(name, pruning.get('pruner'), num_classes)}))
+    cfg.merge_from_dict({f'pruning.{key}': DictAction._parse_iterable(value) for key, _, value in changes})
+    return cfg.pruning.to_dict()
+
+
 def build_variants(
     build: Callable[[dict[str, Any] | None], nn.Module],
     pruning: Mapping[str, Any] | None,
@@ -51,9 +78,8 @@ def build_variants(
 
     Args:
         build: makes a model that holds a CroprViT, or is one, from the ``pruning`` of its backbone (None: dense).
-        pruning: the schedule, and the pruner that ``'cropr'`` stands for.
-        selectors: names out of :data:`SELECTORS`.
-        num_classes: classes of auxiliary heads that the config does not have.
+        pruning, num_classes: see :func:`pruning_of`.
+        selectors: see there.
         training: in training mode, with auxiliary parts; otherwise folded and ready for inference.
 
     Raises:
@@ -61,14 +87,9 @@ def build_variants(
     """
     if not pruning:
         raise ValueError('backbone.pruning is not set; a rate or keep is needed for the pruned variants')
-    unknown = [name for name in selectors if name not in SELECTORS]
-    if unknown or not selectors:
-        raise ValueError(f'selector {", ".join(unknown) or "missing"}; valid are {", ".join(SELECTORS)}')
-    plan = {key: value for key, value in pruning.items() if key not in ('pruner', 'deploy')}
     variants: dict[str, nn.Module] = {}
     for name in selectors:
-        pruner = None if name == 'dense' else pruner_of(name, pruning.get('pruner'), num_classes)
-        model = build(None if pruner is None else {**plan, 'pruner': pruner})
+        model = build(pruning_of(name, pruning, num_classes))
         if variants:
             _copy_weights(next(iter(variants.values())), model)
         variants[name] = model

@@ -42,11 +42,22 @@ def test_cropr_is_the_learnt_pruner_of_the_config(own, kind):
     assert type(variants['cropr'].pruners[0]).__name__ == (kind or 'DifficultyPruner')
 
 
+def test_settings_follow_the_name():
+    selectors = ['patch', 'patch:rate=4,pruner.aux_head.query_stride=2,aux_share=0.5']
+    plain, changed = build_variants(lambda p: small_vit(pruning=p), PRUNING, selectors, 3, training=True).values()
+    assert (plain.schedule.rate, changed.schedule.rate) == (8, 4)
+    assert (len(plain.pruners[0].queries), len(changed.pruners[0].queries)) == (36, 9)
+    assert changed._auxiliary.share == 0.5 and PRUNING['rate'] == 8
+
+
 def test_what_is_wrong_is_named():
     with pytest.raises(ValueError, match=r'backbone.pruning is not set'):
         build_variants(lambda p: small_vit(pruning=p), None)
     with pytest.raises(ValueError, match=r'selector nobody; valid are dense, cropr'):
         build_variants(lambda p: small_vit(pruning=p), PRUNING, ['dense', 'nobody'])
+    for wrong in ('dense:rate=3', 'patch:rate', 'patch:=3', 'patch:,'):
+        with pytest.raises(ValueError, match=rf'selector {wrong}; name:key=value'):
+            build_variants(lambda p: small_vit(pruning=p), PRUNING, [wrong])
     norms = iter([True, False])
     with pytest.raises(ValueError, match=r'differ in more than their pruners: norm.weight'):
         build_variants(lambda p: small_vit(pruning=p, final_norm=next(norms)), PRUNING)
