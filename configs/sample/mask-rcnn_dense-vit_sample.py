@@ -3,6 +3,7 @@ _base_ = [
     'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
     '../_base_/sample_vit.py',
     '../_base_/sample_det.py',
+    '../_base_/sample_det_tta.py',
     '../_base_/sample_runtime.py',
 ]
 model = dict(
