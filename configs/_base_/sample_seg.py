@@ -5,16 +5,21 @@ sample = __import__('cropr_mm.datasets', fromlist=['CLASSES'])
 default_scope = 'mmseg'
 data_hint = 'Make it with: python tools/make_sample_data.py data/sample'
 object_classes = [sample.CLASSES.index(name) for name in sample.THINGS]
-train_pipeline = [
+load = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', reduce_zero_label=True)]
+train_pipeline = [*load, dict(type='RandomFlip', prob=0.5), dict(type='PackSegInputs')]
+test_pipeline = [*load, dict(type='PackSegInputs')]
+tta_model = dict(type='SegTTAModel')
+tta_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', reduce_zero_label=True),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='PackSegInputs'),
-]
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', reduce_zero_label=True),
-    dict(type='PackSegInputs'),
+    dict(
+        type='TestTimeAug',
+        transforms=[
+            [dict(type='Resize', scale_factor=factor, keep_ratio=True) for factor in (1.0, 1.5)],
+            [dict(type='RandomFlip', prob=prob, direction='horizontal') for prob in (0.0, 1.0)],
+            [dict(type='LoadAnnotations', reduce_zero_label=True)],
+            [dict(type='PackSegInputs')],
+        ],
+    ),
 ]
 dataset = dict(
     type='BaseSegDataset',

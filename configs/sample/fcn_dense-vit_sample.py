@@ -3,7 +3,6 @@ _base_ = [
     'mmseg::_base_/models/fcn_r50-d8.py',
     '../_base_/sample_vit.py',
     '../_base_/sample_seg.py',
-    '../_base_/sample_seg_tta.py',
     '../_base_/sample_runtime.py',
 ]
 model = dict(
