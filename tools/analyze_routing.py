@@ -1,18 +1,20 @@
 """How many of the tokens on objects, and of those on background, reach each block.
 
-python tools/analyze_routing.py configs/sample/fcn_cropr-vit_sample.py work_dirs/demo/train/iter_1200.pth
+    python tools/analyze_routing.py configs/sample/fcn_cropr-vit_sample.py work_dirs/demo/train/iter_1200.pth
+    python tools/analyze_routing.py CONFIG CHECKPOINT --against OTHER_CONFIG OTHER_CHECKPOINT
+
+With --against also how many of the tokens that the one keeps the other keeps too.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
 from itertools import islice
 
 import torch
 from mmengine.runner import Runner
 
-from cropr_mm.analysis.routing import routing_shares
+from cropr_mm.analysis.routing import routing_overlap, routing_shares
 from cropr_mm.engine.launch import add_run_arguments, check_data, load_config, load_model, plain_errors
 from cropr_mm.files import write_json
 
@@ -28,6 +30,9 @@ def parse_args() -> argparse.Namespace:
         help="labels that are objects, for segmentation (default: the config's object_classes)",
     )
     parser.add_argument('--batches', type=int, help='look at this many batches of the test set (default: all)')
+    parser.add_argument(
+        '--against', nargs=2, metavar=('CONFIG', 'CHECKPOINT'), help='another model with the same schedule'
+    )
     parser.add_argument('--json', metavar='OUT', help='also write the shares to this file')
     add_run_arguments(parser)
     return parser.parse_args()
@@ -40,8 +45,13 @@ def main() -> None:
         check_data(cfg, ['test_dataloader'])
         model = load_model(cfg, args.checkpoint)
         torch.manual_seed(0)
-        batches: Iterable = islice(Runner.build_dataloader(cfg.test_dataloader, seed=0), args.batches)
-        shares = routing_shares(model, batches, args.object_classes or cfg.get('object_classes'))
+        loader = Runner.build_dataloader(cfg.test_dataloader, seed=0)
+        shares = routing_shares(model, islice(loader, args.batches), args.object_classes or cfg.get('object_classes'))
+        if args.against:
+            config, checkpoint = args.against
+            other = load_model(load_config(argparse.Namespace(**{**vars(args), 'config': config})), checkpoint)
+            overlap = routing_overlap(model, other, islice(loader, args.batches))
+            shares['overlap'] = overlap
     print(
         f'{shares["images"]} images, {shares["object_tokens"]} tokens on objects, '
         f'{shares["background_tokens"]} on background'
@@ -49,6 +59,8 @@ def main() -> None:
     print('block      ', *(f'{block:6d}' for block in range(len(shares['object']))))
     for group in ('object', 'background'):
         print(f'{group:11}', *(f'{share:6.1%}' for share in shares[group]))
+    if args.against:
+        print('kept by both behind block', *(f'{block}: {share:.1%}' for block, share in shares['overlap'].items()))
     if args.json:
         write_json(args.json, shares)
 

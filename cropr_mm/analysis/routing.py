@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -130,3 +131,40 @@ def routing_shares(
         background_tokens=int(total[1]),
         images=count,
     )
+
+
+def routing_overlap(model: nn.Module, other: nn.Module, batches: Iterable[dict[str, Any]]) -> dict[int, float]:
+    """How far two models with the same schedule keep the same tokens.
+
+    Args:
+        model, other: models of mmseg or mmdet with a CroprViT, in evaluation mode.
+        batches: a data loader; both get the same images, each behind its own data preprocessor.
+
+    Returns:
+        Block with a module behind it → share of the tokens that one keeps there which the other keeps too, 0 to 1.
+
+    Raises:
+        ValueError: other schedules or grids, or no batch.
+    """
+    blocks = _blocks_with_modules(model)
+    both = dict.fromkeys(blocks, 0)
+    kept = dict.fromkeys(blocks, 0)
+    for batch in batches:
+        exits, others = (predict_with_routing(m, copy.deepcopy(batch))[1] for m in (model, other))
+        if exits.shape != others.shape or blocks != _blocks_with_modules(other):
+            raise ValueError(
+                f'the models prune behind blocks {blocks} of a grid {tuple(exits.shape[1:])} and behind '
+                f'{_blocks_with_modules(other)} of {tuple(others.shape[1:])}; the same are expected'
+            )
+        for block in blocks:
+            stays, stays_there = ((m == STAYED) | (m > block) for m in (exits, others))
+            both[block] += int((stays & stays_there).sum())
+            kept[block] += int(stays.sum())
+    if not kept or not all(kept.values()):
+        raise ValueError('no module prunes, or the data loader gave no batch')
+    return {block: both[block] / kept[block] for block in blocks}
+
+
+def _blocks_with_modules(model: nn.Module) -> list[int]:
+    schedule = find_backbone(model).schedule
+    return [] if schedule is None else list(schedule.blocks)

@@ -5,7 +5,7 @@ import torch
 from helpers import cropr, seg_sample, small_vit
 from mmengine.model import BaseModel
 
-from cropr_mm.analysis.routing import STAYED, find_backbone, record_routing, routing_shares
+from cropr_mm.analysis.routing import STAYED, find_backbone, record_routing, routing_overlap, routing_shares
 
 PRUNING = dict(rate=8, pruner=cropr())
 
@@ -71,3 +71,22 @@ def test_what_is_missing_is_said():
         find_backbone(torch.nn.Linear(1, 1))
     with pytest.raises(ValueError, match='no batch'):
         routing_shares(Segmentor(None), [])
+
+
+def test_overlap_counts_what_both_keep():
+    model, same, opposite = (Segmentor(PRUNING).eval() for _ in range(3))
+    for net, sign in ((model, -1), (same, -1), (opposite, 1)):
+        for pruner in net.backbone.pruners:
+            pruner.score = lambda tokens, index, grid, attention, sign=sign: sign * index.float()
+    left = 36 - torch.tensor(model.backbone.schedule.counts((6, 6), 1)).cumsum(0)
+    assert routing_overlap(model, same, batches()) == dict.fromkeys(range(3), 1.0)
+    expected = [max(0, 2 * n - 36) / n for n in left.tolist()]  # the upper n and the lower n of 36
+    assert list(routing_overlap(model, opposite, batches()).values()) == pytest.approx(expected)
+
+
+def test_overlap_needs_one_schedule():
+    with pytest.raises(ValueError, match=r'behind blocks \[0, 1, 2\] .* and behind \[1\]'):
+        other = Segmentor(dict(pruner=cropr(), rate=8, blocks=[1])).eval()
+        routing_overlap(Segmentor(PRUNING).eval(), other, batches())
+    with pytest.raises(ValueError, match='no module prunes'):
+        routing_overlap(Segmentor(None).eval(), Segmentor(None).eval(), batches())

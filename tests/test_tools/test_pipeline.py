@@ -27,8 +27,9 @@ def test_from_training_to_pictures(library, data_folder, run_tool, capsys):
     else:
         assert len(pickle.loads((data_folder / out).read_bytes())) == 6
 
-    run_tool('analyze_routing', config, checkpoint, '--json', 'routing.json', *options)
+    run_tool('analyze_routing', config, checkpoint, '--json', 'routing.json', '--against', config, checkpoint, *options)
     routing = json.loads((data_folder / 'routing.json').read_text())
+    assert routing['overlap'] == {str(block): 1.0 for block in range(6)}
     for group in ('object', 'background'):
         shares = routing[group]
         assert len(shares) == 8
