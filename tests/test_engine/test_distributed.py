@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.runner import CheckpointLoader
 
 from cropr_mm.engine import CroprFSDPStrategy
 from cropr_mm.engine.launch import build_runner
@@ -78,12 +79,13 @@ def train(data_folder):
         no_chance = ['train_dataloader.dataset.pipeline.2.prob=0.0', 'default_hooks.checkpoint.interval=3']
         command = [str(ROOT / 'tools' / 'dist_train.sh'), config, '2', '--work-dir', work_dir, *options,
                    *few_iterations(count, extra=[*no_chance, *extra])]  # fmt: skip
-        environment = dict(os.environ, OMP_NUM_THREADS='1', PYTHON=sys.executable, PORT=port,
-                           PYTHONPATH=str(data_folder))  # fmt: skip
+        paths = os.pathsep.join([str(data_folder), *filter(None, [os.environ.get('PYTHONPATH')])])
+        environment = dict(os.environ, OMP_NUM_THREADS='1', PYTHON=sys.executable, PORT=port, PYTHONPATH=paths)
         process = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         assert process.returncode == 0, process.stdout[-4000:]
         folder = data_folder / work_dir
-        return [torch.load(folder / f'rank{rank}.pt') for rank in (0, 1)], torch.load(folder / f'iter_{count}.pth')
+        seen = [torch.load(folder / f'rank{rank}.pt') for rank in (0, 1)]
+        return seen, CheckpointLoader.load_checkpoint(str(folder / f'iter_{count}.pth'), 'cpu')
 
     return run
 
@@ -167,5 +169,5 @@ def test_sharded_training_resumes(train, run_tool, data_folder, monkeypatch):
     assert_close(sharded[0]['weights'], whole[0]['weights'])
     monkeypatch.syspath_prepend(data_folder)
     run_tool('test', 'fsdp1.py', 'whole/iter_3.pth', '--work-dir', 'tested', *few_iterations(1))
-    model = torch.load('whole/iter_3.pth')['state_dict']
+    model = CheckpointLoader.load_checkpoint('whole/iter_3.pth', 'cpu')['state_dict']
     assert model['backbone.blocks.7.attn.qkv.weight'].shape == (384, 128)
