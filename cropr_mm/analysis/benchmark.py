@@ -58,16 +58,15 @@ def measure(variants: Mapping[str, nn.Module], batch: Mapping[str, Any], setting
         ``share_of_flops_limit``, ``peak_bytes`` (weights and optimizer included), ``milliseconds_of_parts`` (inference
         alone), ``tokens_pruned_ratio``, ``tokens_per_block``. With no rounds, what can be counted.
     """
-    batch = dict(batch, inputs=batch['inputs'].to(setting.device))
+    dtype = torch.float32 if setting.training else setting.dtype  # training computes in lower precision by autocast
+    batch = dict(batch, inputs=batch['inputs'].to(setting.device, dtype))
     images, (height, width) = len(batch['inputs']), batch['inputs'].shape[-2:]
     calls, static, figures = {}, {}, {name: {} for name in variants}  # type: ignore[var-annotated]
     for name, model in variants.items():
-        model.to(setting.device)
+        model.to(setting.device, dtype)
         if setting.training:
             calls[name], static[name] = _training_step(model, batch, setting)
         else:
-            model.to(setting.dtype)
-            batch['inputs'] = batch['inputs'].to(setting.dtype)
             calls[name], static[name] = _prediction(model, batch), _bytes([*model.parameters(), *model.buffers()])
         gflops = count_flops(calls[name], grad=setting.training) / images / 1e9
         backbone = find_backbone(model)
@@ -121,7 +120,7 @@ def _training_step(model: Any, batch: Mapping[str, Any], setting: Setting) -> tu
             total = torch.stack([level.tokens.float().square().mean() for level in model(batch['inputs'])]).sum()
         else:
             total, _ = model.parse_losses(model(**batch, mode='loss'))
-        return total + sum(backbone.aux_losses(batch['data_samples']).get(key, 0.0) for key in ('loss_aux',))
+        return total + backbone.aux_losses(batch['data_samples']).get('loss_aux', 0.0)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)

@@ -59,10 +59,10 @@ class Geometry:
         """
         if windowed not in self._rotary:
             table = self._table(windowed)
-            position = self._position[0] if self._shared else self._position
-            self._rotary[windowed] = (
-                None if table is None else table.index_select(0, position.flatten()).unflatten(0, position.shape)
-            )
+            if table is not None and (self.window_size or not self._shared):  # otherwise all, in the table's order
+                position = self._position[0] if self._shared else self._position
+                table = table.index_select(0, position.flatten()).unflatten(0, position.shape)
+            self._rotary[windowed] = table
         return self._rotary[windowed]
 
     def _table(self, windowed: bool) -> Tensor | None:

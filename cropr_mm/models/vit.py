@@ -229,8 +229,7 @@ class CroprViT(BaseModule):
             if i not in modules:
                 continue
             if learning:
-                patches = tokens.position[:, self.num_prefix_tokens :] - self.num_prefix_tokens
-                self._auxiliary.see(module, self._pruner(module), tokens.x, patches, grid)
+                self._auxiliary.see(module, self._pruner(module), tokens.x, self._patches(tokens), grid)
             removed = None
             if count:
                 scores = self._score(module, tokens, grid, attention, padding)
@@ -279,12 +278,16 @@ class CroprViT(BaseModule):
     def _pruner(self, module: int) -> BasePruner:
         return cast(BasePruner, self.pruners[module])
 
+    def _patches(self, tokens: Tokens) -> Tensor:
+        """Raster positions (B, N) of the patch tokens, which stand behind the prefix."""
+        return tokens.position[:, self.num_prefix_tokens :] - self.num_prefix_tokens
+
     def _score(
         self, module: int, tokens: Tokens, grid: tuple[int, int], attention: Tensor | None, padding: Tensor
     ) -> Tensor:
-        prefix = self.num_prefix_tokens
-        patches = tokens.position[:, prefix:] - prefix
-        scores = self._pruner(module).score(tokens.x[:, prefix:].detach(), patches, grid, attention)
+        patches = self._patches(tokens)
+        patch_tokens = tokens.x[:, self.num_prefix_tokens :].detach()
+        scores = self._pruner(module).score(patch_tokens, patches, grid, attention)
         return scores.masked_fill(padding.gather(1, patches), -torch.inf)  # never displaces a token of the image
 
     def _select(self, tokens: Tokens, scores: Tensor, count: int) -> tuple[Tokens, Tokens]:
@@ -300,10 +303,9 @@ class CroprViT(BaseModule):
         return Tokens(x, geometry.complete(len(x)))
 
     def _tell(self, module: int, block: int, kept: Tokens, removed: Tokens | None) -> None:
-        prefix = self.num_prefix_tokens
         for listener in self.prune_listeners:
-            left = kept.position[:, :0] if removed is None else removed.position - prefix
-            listener(module, block, kept.position[:, prefix:] - prefix, left)
+            left = kept.position[:, :0] if removed is None else removed.position - self.num_prefix_tokens
+            listener(module, block, self._patches(kept), left)
 
     def _level(self, tokens: Tokens, aside: list[Tokens], grid: tuple[int, int], last: bool) -> SparseFeature:
         prefix, active = self.num_prefix_tokens, tokens.x.shape[1] - self.num_prefix_tokens
@@ -313,7 +315,7 @@ class CroprViT(BaseModule):
         in_raster_order = complete and self.window_size is None
         return SparseFeature(
             x[:, prefix:],
-            None if in_raster_order else joined.position[:, prefix:] - prefix,
+            None if in_raster_order else self._patches(joined),
             grid,
             num_active=None if complete else active,
             prefix=x[:, :prefix] if prefix else None,
