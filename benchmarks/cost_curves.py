@@ -18,7 +18,8 @@ import torch
 
 from cropr_mm import CroprViT
 from cropr_mm.analysis.batches import random_batch
-from cropr_mm.analysis.benchmark import Setting, machine, measure
+from cropr_mm.analysis.benchmark import Setting, measure
+from cropr_mm.analysis.machine import describe_machine
 from cropr_mm.analysis.variants import build_variants
 from cropr_mm.files import whole_file, write_json
 
@@ -87,10 +88,11 @@ def main() -> None:
             rows.append(row)
             ratios = ', '.join(f'{name} {row[name]["ratio_to_dense"]:.2f}×' for name in SELECTORS[1:])
             print(f'{axis} {value}: {ratios}; FLOPs limit {row["cropr"]["flops_limit"]:.2f}', flush=True)
+    surroundings = describe_machine(args.device)
     settings = dict(arch=args.arch, dtype=args.dtype, device=args.device, rounds=args.rounds)
-    write_json(args.json, dict(**settings, **machine(args.device), **points))
+    write_json(args.json, dict(**settings, threads=torch.get_num_threads(), **surroundings, **points))
     if args.plot:
-        draw(points, args.plot, f'{args.arch}, {args.dtype}, {machine(args.device)["machine"]}')
+        draw(points, args.plot, f'{args.arch}, {args.dtype}, {surroundings["machine"]}')
 
 
 if __name__ == '__main__':

@@ -14,13 +14,13 @@ block; which tokens are kept is random. In turn, on the same queries, keys and v
 from __future__ import annotations
 
 import argparse
-import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from cropr_mm.analysis.machine import describe_machine
 from cropr_mm.analysis.throughput import compare_throughput
 from cropr_mm.files import write_json
 from cropr_mm.models.windows import Windows, attend, count_windows, window_numbers, windowed_attention
@@ -77,9 +77,8 @@ def main() -> None:
         shown = '  '.join(f'{name} {value:8.1f} ms (±{spread[name]:.0%})' for name, value in milliseconds.items())
         print(f'block {block:2}, {kept:4} tokens:  {shown}', flush=True)
     if args.json:
-        machine = torch.cuda.get_device_name() if args.device.startswith('cuda') else platform.processor()
-        settings = dict(torch=torch.__version__, device=args.device, dtype=args.dtype, threads=torch.get_num_threads())
-        write_json(args.json, dict(machine=machine or platform.machine(), **settings, results=results))
+        settings = dict(device=args.device, dtype=args.dtype, threads=torch.get_num_threads())
+        write_json(args.json, dict(**describe_machine(args.device), **settings, results=results))
 
 
 if __name__ == '__main__':

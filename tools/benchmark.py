@@ -22,7 +22,8 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from cropr_mm.analysis.batches import random_batch
-from cropr_mm.analysis.benchmark import Setting, draw, machine, measure
+from cropr_mm.analysis.benchmark import Setting, draw, measure
+from cropr_mm.analysis.machine import describe_machine
 from cropr_mm.analysis.routing import find_backbone
 from cropr_mm.analysis.variants import SELECTORS, build_variants
 from cropr_mm.engine.launch import build_model, plain_errors, register_library
@@ -184,11 +185,11 @@ def main() -> None:
         subject = f'{args.config or args.arch}, {"whole model" if args.whole_model else "backbone"}'
         work = 'training step' if args.train else 'inference'
         options = [name for name in ('compile', 'cuda_graph') if getattr(args, name)]
-        surroundings = machine(args.device)
+        surroundings, threads = describe_machine(args.device), torch.get_num_threads()
         print(
             f'{subject}: {work}, {height} × {width}, batch {args.batch_size}, '
             f'{", ".join([args.dtype, *options])}\n{args.device}: {surroundings["machine"]} '
-            f'({surroundings["threads"]} threads), torch {torch.__version__}; median of {args.rounds} rounds in turn\n',
+            f'({threads} threads), torch {torch.__version__}; median of {args.rounds} rounds in turn\n',
             flush=True,
         )
         figures = measure(variants, batch, setting)
@@ -208,6 +209,7 @@ def main() -> None:
             cuda_graph=args.cuda_graph,
             rounds=args.rounds,
             pruning={key: value for key, value in backbone.pruning.items() if key != 'pruner'},
+            threads=threads,
             **surroundings,
             variants=figures,
         )

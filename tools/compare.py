@@ -10,11 +10,9 @@ repeated, so an interrupted comparison goes on where it stopped.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -23,12 +21,12 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 
+from cropr_mm.analysis.machine import describe_machine
 from cropr_mm.engine.launch import plain_errors
 from cropr_mm.files import write_json
 
@@ -168,17 +166,6 @@ def _train_and_test(args: argparse.Namespace, method: str, seed: int) -> dict[st
     return result
 
 
-def environment() -> dict[str, Any]:
-    """What figures depend on beside the code."""
-    packages = ('torch', 'mmengine', 'mmcv', 'mmdet', 'mmsegmentation', 'numpy')
-    versions = {}
-    for package in packages:
-        for name in (package, f'onedl-{package}'):
-            with contextlib.suppress(PackageNotFoundError):
-                versions[name] = version(name)
-    return dict(machine=f'{platform.machine()}, {os.cpu_count()} cores', python=platform.python_version(), **versions)
-
-
 def spread(values: Iterable[float]) -> str:
     """Median and range."""
     values = sorted(values)
@@ -228,7 +215,7 @@ def main() -> None:
     results.sort(key=lambda r: args.methods.index(r['method']))
     text = table(args.task, results)
     (args.work_dir / 'table.md').write_text(text + '\n')
-    write_json(args.work_dir / 'results.json', dict(command=' '.join(sys.argv), **environment(), results=results))
+    write_json(args.work_dir / 'results.json', dict(command=' '.join(sys.argv), **describe_machine(), results=results))
     print('\n' + text + f'\n\nwritten to {args.work_dir}: table.md, results.json')
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,24 +150,6 @@ def _graphed(call: Callable[[], Any]) -> Callable[[], Any]:
         with torch.cuda.graph(graph):
             call()
     return graph.replay
-
-
-def machine(device: str) -> dict[str, Any]:
-    """What figures depend on beside the code."""
-    name = torch.cuda.get_device_name(device) if device.startswith('cuda') else _processor()
-    return dict(
-        machine=name, threads=torch.get_num_threads(), torch=torch.__version__, python=platform.python_version()
-    )
-
-
-def _processor() -> str:
-    info = Path('/proc/cpuinfo')
-    names = (
-        [line.split(':', 1)[1].strip() for line in info.open() if line.startswith('model name')]
-        if info.is_file()
-        else []
-    )
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def draw(figures: Mapping[str, Mapping[str, Any]], path: str | Path, title: str = '') -> Path:

@@ -19,7 +19,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from ..models.pruning import BasePruner
-from ..models.pruning.patch_targets import label_map
+from ..models.pruning.targets import label_map
 
 
 def object_share(

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from .patch_targets import class_shares, label_map
+from .targets import check_classes, image_classes, image_labels, patch_labels, square_classes
 
 
 class BaseAuxHead(nn.Module):
@@ -52,16 +52,6 @@ class BaseAuxHead(nn.Module):
         """
         raise NotImplementedError
 
-    def _check_classes(self, labels: Tensor, ignored: int | None) -> None:
-        wrong = labels[(labels < 0) | (labels >= self.num_classes)]
-        wrong = wrong if ignored is None else wrong[wrong != ignored]
-        if wrong.numel():
-            also = '' if ignored is None else f' and {ignored} (ignored)'
-            raise ValueError(
-                f'{type(self).__name__}: num_classes={self.num_classes}, but the labels of the batch hold class '
-                f'{int(wrong[0])}; 0 to {self.num_classes - 1}{also} are valid'
-            )
-
 
 @MODELS.register_module()
 class PatchSegAuxHead(BaseAuxHead):
@@ -99,28 +89,19 @@ class PatchSegAuxHead(BaseAuxHead):
         self.patch_size = patch_size
 
     def loss(self, logits: Tensor, data_samples: Sequence[Any], grid: tuple[int, int]) -> Tensor:
-        labels = torch.stack([self._label_map(s, grid) for s in data_samples]).to(logits.device)
+        where = (grid, self.patch_size, self.grid)
+        classes = (self.num_classes, self.ignore_index)
         if self.query_stride == 1:
-            target = F.interpolate(labels[:, None].float(), size=self.grid, mode='nearest-exact').flatten(1).long()
-            self._check_classes(target, self.ignore_index)
+            labels = [patch_labels(sample, *where, *classes) for sample in data_samples]
+            target = torch.stack(labels).to(logits.device)
             log_loss = F.cross_entropy(
                 logits.float().transpose(1, 2), target, ignore_index=self.ignore_index, reduction='sum'
             )
             return log_loss / (target != self.ignore_index).sum().clamp(min=1)
-        self._check_classes(labels, self.ignore_index)
-        sides = (self.grid[0] * self.patch_size, self.grid[1] * self.patch_size)
-        labels = F.interpolate(labels[:, None].float(), size=sides, mode='nearest-exact')[:, 0].long()
-        shares = torch.stack(
-            [class_shares(m, self.patch_size * self.query_stride, self.num_classes, self.ignore_index) for m in labels]
-        )
+        squares = [square_classes(sample, *where, self.query_stride, *classes) for sample in data_samples]
+        shares = torch.stack(squares).to(logits.device)
         log_loss = -(shares * logits.float().log_softmax(dim=-1)).sum()
         return log_loss / shares.sum().clamp(min=torch.finfo(shares.dtype).tiny)
-
-    def _label_map(self, sample: Any, grid: tuple[int, int]) -> Tensor:
-        """(H, W) int64. The backbone pads images to whole patches; the padding has no label."""
-        label = label_map(sample, type(self).__name__)[0].long()
-        pad_h, pad_w = grid[0] * self.patch_size - label.shape[0], grid[1] * self.patch_size - label.shape[1]
-        return F.pad(label, (0, pad_w, 0, pad_h), value=self.ignore_index)
 
 
 @MODELS.register_module()
@@ -142,36 +123,10 @@ class MultiLabelAuxHead(BaseAuxHead):
         super().__init__(num_classes, embed_dim, 1, ignore_index)
 
     def loss(self, logits: Tensor, data_samples: Sequence[Any], grid: tuple[int, int]) -> Tensor:
-        target = logits.new_zeros((len(logits), self.num_classes), dtype=torch.float32)
-        weight = logits.new_zeros((len(logits), 1), dtype=torch.float32)
-        for i, sample in enumerate(data_samples):
-            if 'gt_score' in sample and 'gt_instances' not in sample:
-                target[i], weight[i] = self._shares(sample.gt_score), 1
-            else:
-                classes, labelled = self._classes(sample)
-                target[i, classes], weight[i] = 1, float(labelled)
-        total = F.binary_cross_entropy_with_logits(logits.float().squeeze(1), target, weight, reduction='sum')
+        answers = [image_classes(sample, self.num_classes, self.ignore_index) for sample in data_samples]
+        target, weight = (torch.stack(part).to(logits.device) for part in zip(*answers))
+        total = F.binary_cross_entropy_with_logits(logits.float().squeeze(1), target, weight[:, None], reduction='sum')
         return total / (weight.sum().clamp(min=1) * self.num_classes)
-
-    def _classes(self, sample: Any) -> tuple[Tensor, bool]:
-        """Classes in the image, and whether that is known: a label map may be ignored as a whole."""
-        if 'gt_instances' in sample or 'gt_label' in sample:
-            labels = sample.gt_instances.labels if 'gt_instances' in sample else image_labels(sample)
-            classes = labels.unique()
-            self._check_classes(classes, ignored=None)  # with more than 255 classes, 255 is one of them
-            return classes.long(), True
-        labels = label_map(sample, type(self).__name__, 'gt_instances, gt_label or gt_sem_seg')
-        classes = labels.unique()
-        self._check_classes(classes, self.ignore_index)
-        known = classes[classes != self.ignore_index]
-        return known.long(), bool(known.numel()) or not labels.numel()
-
-    def _shares(self, score: Tensor) -> Tensor:
-        if len(score) != self.num_classes:
-            raise ValueError(
-                f'{type(self).__name__}: num_classes={self.num_classes}, but gt_score has {len(score)} values'
-            )
-        return score.float()
 
 
 @MODELS.register_module()
@@ -241,10 +196,5 @@ class ClsAuxHead(BaseAuxHead):
                 'classes use MultiLabelAuxHead'
             )
         target = torch.cat([label.reshape(1) for label in labels]).to(device).long()
-        self._check_classes(target, self.ignore_index)
+        check_classes(target, self.num_classes, self.ignore_index, 'ClsAuxHead')
         return target, (target != self.ignore_index).sum().clamp(min=1)
-
-
-def image_labels(sample: Any) -> Tensor:
-    """Classes (K,) of an image, as mmpretrain and mmengine keep them."""
-    return sample.gt_label.label if hasattr(sample.gt_label, 'label') else sample.gt_label

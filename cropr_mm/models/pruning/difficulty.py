@@ -13,7 +13,7 @@ from torch import Tensor
 from ...tokens import take_rows
 from .aux_heads import BaseAuxHead
 from .cropr import CroprPruner
-from .patch_targets import patch_classes
+from .targets import patch_classes
 
 
 @dataclass(frozen=True)

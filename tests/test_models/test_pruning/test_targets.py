@@ -1,6 +1,7 @@
 """Classes of each patch against pixel-by-pixel counting."""
 
 import gc
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -8,8 +9,7 @@ import torch
 from helpers import seg_sample
 from mmengine.structures import BaseDataElement, InstanceData
 
-from cropr_mm.models.pruning import patch_targets
-from cropr_mm.models.pruning.patch_targets import patch_classes
+from cropr_mm.models.pruning.targets import image_classes, patch_classes, patch_labels, square_classes
 
 GRID, PATCH, CLASSES = (3, 4), 4, 3
 
@@ -111,15 +111,25 @@ def test_a_sample_without_labels_is_named():
         patch_classes(sample, GRID, PATCH, CLASSES)
 
 
-def test_targets_are_worked_out_once_per_sample_and_let_go_with_it():
+@pytest.mark.parametrize(
+    'work_out, settings, other',
+    [
+        (patch_classes, (GRID, PATCH, CLASSES), ((6, 8), 2, CLASSES)),
+        (patch_labels, (GRID, PATCH, GRID, CLASSES, 255), ((6, 8), 2, (6, 8), CLASSES, 255)),
+        (square_classes, (GRID, PATCH, GRID, 2, CLASSES, 255), (GRID, PATCH, GRID, 3, CLASSES, 255)),
+        (image_classes, (CLASSES, 255), (CLASSES + 1, 255)),
+    ],
+)
+def test_targets_are_worked_out_once_per_sample_and_let_go_with_it(work_out, settings, other):
     sample = seg_sample(torch.zeros(12, 16, dtype=torch.long))
-    known = len(patch_targets._known)
-    first = patch_classes(sample, GRID, PATCH, CLASSES)
-    assert patch_classes(sample, GRID, PATCH, CLASSES) is first and len(patch_targets._known) == known + 1
-    assert patch_classes(sample, (6, 8), 2, CLASSES).shape == (48, 4)  # another grid is another question
-    del sample
+    first = work_out(sample, *settings)
+    again, different = work_out(sample, *settings), work_out(sample, *other)
+    assert again is first and different is not first  # another grid, size or number of classes is another question
+    assert work_out(seg_sample(torch.zeros(12, 16, dtype=torch.long)), *settings) is not first
+    tensor = weakref.ref(first if isinstance(first, torch.Tensor) else first[0])
+    del sample, first, again, different
     gc.collect()
-    assert len(patch_targets._known) == known
+    assert tensor() is None
 
 
 def test_boxes_are_counted_in_float32_under_autocast():

@@ -1,0 +1,35 @@
+"""What figures depend on beside the code: the machine and the versions."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ('torch', 'mmengine', 'mmcv', 'mmdet', 'mmsegmentation', 'numpy')
+
+
+def describe_machine(device: str = 'cpu') -> dict[str, Any]:
+    """Name of the processor or GPU (``machine``), ``cores``, ``python``, and the version of each package that is there.
+
+    OneDL's packages go by their own names, such as ``onedl-mmengine``.
+    """
+    versions = {}
+    for package in PACKAGES:
+        for name in (package, f'onedl-{package}'):
+            with contextlib.suppress(PackageNotFoundError):
+                versions[name] = version(name)
+    name = torch.cuda.get_device_name(device) if device.startswith('cuda') else _processor()
+    return dict(machine=name, cores=os.cpu_count(), python=platform.python_version(), **versions)
+
+
+def _processor() -> str:
+    info = Path('/proc/cpuinfo')
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')]
+    return names[0] if names else platform.processor() or platform.machine()

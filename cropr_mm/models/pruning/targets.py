@@ -1,0 +1,213 @@
+"""What the auxiliary heads learn: targets from the data samples of mmsegmentation, mmdetection and mmpretrain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar, cast
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+WorkOut = TypeVar('WorkOut', bound=Callable[..., Any])
+
+
+def once_per_sample(work_out: WorkOut) -> WorkOut:
+    """Keep what a function of a data sample and settings returned for as long as the sample lives.
+
+    All modules of a model ask for the same targets, and each answer makes an accelerator wait.
+    """
+    known: WeakKeyDictionary[Any, dict[tuple[Any, ...], Any]] = WeakKeyDictionary()
+
+    @wraps(work_out)
+    def look_up(sample: Any, *settings: Any, **named: Any) -> Any:
+        answers = known.setdefault(sample, {})
+        question = (settings, *sorted(named.items()))
+        if question not in answers:
+            answers[question] = work_out(sample, *settings, **named)
+        return answers[question]
+
+    return cast(WorkOut, look_up)
+
+
+@once_per_sample
+def patch_classes(
+    sample: Any, grid: tuple[int, int], patch_size: int, num_classes: int, ignore_index: int = 255
+) -> Tensor:
+    """Share of each class in each patch.
+
+    Args:
+        sample: a data sample with ``gt_sem_seg``, or with ``gt_instances`` that have boxes.
+        grid: (H, W), the patch grid of the padded image.
+        patch_size: pixels per patch side.
+        num_classes: classes C.
+        ignore_index: value of a label map that is no class.
+
+    Returns:
+        (H * W, C + 1) float32 in raster order. The last column is background: what no box covers. A row adds up to
+        the labelled share of its patch; padding has no label in a label map, and is background among boxes.
+
+    Raises:
+        KeyError: the sample has neither.
+        ValueError: a class out of range.
+    """
+    if 'gt_instances' in sample:
+        return _boxes_in_patches(sample, grid, patch_size, num_classes)
+    who, needs = 'TokenClassAuxHead', 'gt_sem_seg, or gt_instances with bboxes'
+    label = _padded_label_map(sample, grid, patch_size, num_classes, ignore_index, who, needs)
+    return F.pad(class_shares(label, patch_size, num_classes, ignore_index), (0, 1))  # no background
+
+
+@once_per_sample
+def patch_labels(
+    sample: Any, grid: tuple[int, int], patch_size: int, wanted: tuple[int, int], num_classes: int, ignore_index: int
+) -> Tensor:
+    """Class at the centre of each patch (nearest), on the training grid ``wanted``: (h * w,) int64.
+
+    For the other arguments, and the errors, see :func:`patch_classes`.
+    """
+    label = _padded_label_map(sample, grid, patch_size, num_classes, ignore_index, 'PatchSegAuxHead')
+    return F.interpolate(label[None, None].float(), size=wanted, mode='nearest-exact').flatten().long()
+
+
+@once_per_sample
+def square_classes(
+    sample: Any,
+    grid: tuple[int, int],
+    patch_size: int,
+    wanted: tuple[int, int],
+    stride: int,
+    num_classes: int,
+    ignore_index: int,
+) -> Tensor:
+    """Share of each class in squares of ``stride`` × ``stride`` patches of the training grid: (squares, C) float32."""
+    label = _padded_label_map(sample, grid, patch_size, num_classes, ignore_index, 'PatchSegAuxHead')
+    sides = (wanted[0] * patch_size, wanted[1] * patch_size)
+    label = F.interpolate(label[None, None].float(), size=sides, mode='nearest-exact')[0, 0].long()
+    return class_shares(label, patch_size * stride, num_classes, ignore_index)
+
+
+@once_per_sample
+def image_classes(sample: Any, num_classes: int, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """Which classes are in an image.
+
+    Args:
+        sample: a data sample with ``gt_instances``, ``gt_score``, ``gt_label`` or ``gt_sem_seg``.
+        num_classes: classes C.
+        ignore_index: value of a label map that is no class.
+
+    Returns:
+        (C,) float32: 1 where the class is there, or its share in a mixed image; and a scalar: 1, or 0 for a label map
+        that is ignored as a whole.
+
+    Raises:
+        KeyError: the sample has none of them.
+        ValueError: a class out of range, or the wrong number of scores.
+    """
+    who, instances = 'MultiLabelAuxHead', 'gt_instances' in sample
+    if 'gt_score' in sample and not instances:
+        if len(sample.gt_score) != num_classes:
+            raise ValueError(f'{who}: num_classes={num_classes}, but gt_score has {len(sample.gt_score)} values')
+        return sample.gt_score.float(), sample.gt_score.new_ones((), dtype=torch.float32)
+    if instances or 'gt_label' in sample:
+        classes = sample.gt_instances.labels if instances else image_labels(sample)
+        check_classes(classes, num_classes, None, who)  # with more than 255 classes, 255 is one of them
+        labelled = True
+    else:
+        labels = label_map(sample, who, 'gt_instances, gt_label or gt_sem_seg').unique()
+        check_classes(labels, num_classes, ignore_index, who)
+        classes = labels[labels != ignore_index]
+        labelled = bool(classes.numel()) or not labels.numel()
+    there = classes.new_zeros(num_classes, dtype=torch.float32).index_fill_(0, classes.long(), 1)
+    return there, there.new_full((), float(labelled))
+
+
+def image_labels(sample: Any) -> Tensor:
+    """Classes (K,) of an image, as mmpretrain and mmengine keep them."""
+    return sample.gt_label.label if hasattr(sample.gt_label, 'label') else sample.gt_label
+
+
+def label_map(sample: Any, who: str, needs: str = 'gt_sem_seg') -> Tensor:
+    """Label map (1, H, W) of a data sample."""
+    if 'gt_sem_seg' not in sample:
+        raise KeyError(f'{who} needs data samples with {needs}; this one has {", ".join(sample.keys()) or "nothing"}')
+    data = sample.gt_sem_seg.data if hasattr(sample.gt_sem_seg, 'data') else sample.gt_sem_seg.sem_seg
+    return data if data.ndim == 3 else data[None]
+
+
+def class_shares(label: Tensor, side: int, num_classes: int, ignore_index: int) -> Tensor:
+    """Share of each class in each square of a label map, ignored pixels being of no class.
+
+    Args:
+        label: (H, W) int64.
+        side: of a square, in pixels; those at the right and at the bottom may reach over the edge.
+        num_classes: classes C.
+        ignore_index: value that is no class.
+
+    Returns:
+        (squares, C) float32 in raster order.
+    """
+    rows, columns = (-(-length // side) for length in label.shape)
+    row, column = (torch.arange(length, device=label.device) // side for length in label.shape)
+    square = row[:, None] * columns + column
+    cell = (square * num_classes + label)[label != ignore_index]
+    counts = torch.bincount(cell, minlength=rows * columns * num_classes)
+    return counts.view(-1, num_classes).float() / side**2
+
+
+def check_classes(labels: Tensor, num_classes: int, ignore_index: int | None, who: str) -> None:
+    """Raise ValueError, in the name of the head ``who``, where a label is neither a class nor ``ignore_index``."""
+    wrong = labels[(labels < 0) | (labels >= num_classes)]
+    wrong = wrong if ignore_index is None else wrong[wrong != ignore_index]
+    if wrong.numel():
+        also = '' if ignore_index is None else f' and {ignore_index} (ignored)'
+        raise ValueError(
+            f'{who}: num_classes={num_classes}, but the labels of the batch hold class {int(wrong[0])}; '
+            f'0 to {num_classes - 1}{also} are valid'
+        )
+
+
+def _padded_label_map(
+    sample: Any,
+    grid: tuple[int, int],
+    patch_size: int,
+    num_classes: int,
+    ignore_index: int,
+    who: str,
+    needs: str = 'gt_sem_seg',
+) -> Tensor:
+    """(H, W) int64. The backbone pads images to whole patches; the padding has no label."""
+    label = label_map(sample, who, needs)[0].long()
+    check_classes(label, num_classes, ignore_index, who)
+    pad_h, pad_w = grid[0] * patch_size - label.shape[0], grid[1] * patch_size - label.shape[1]
+    return F.pad(label, (0, pad_w, 0, pad_h), value=ignore_index)
+
+
+def _boxes_in_patches(sample: Any, grid: tuple[int, int], patch_size: int, num_classes: int) -> Tensor:
+    boxes = sample.gt_instances.bboxes
+    boxes = getattr(boxes, 'tensor', boxes).float()  # mmdet wraps them
+    labels = sample.gt_instances.labels.long()
+    check_classes(labels, num_classes, None, 'TokenClassAuxHead')
+    # A small box lies over a large one, as with objects.
+    order = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).argsort(descending=True)
+    boxes, labels = boxes[order], labels[order]
+    across = [
+        _overlap(boxes[:, axis], boxes[:, axis + 2], grid[1 - axis], patch_size)  # x on columns, y on rows
+        for axis in (0, 1)
+    ]
+    covered = (across[1][:, :, None] * across[0][:, None, :]).flatten(1)  # (boxes, patches)
+    uncovered = torch.cat([1 - covered, covered.new_ones(1, covered.shape[1])])
+    seen = uncovered.flip(0).cumprod(dim=0).flip(0)  # share of each patch that this box and the later ones leave
+    with torch.autocast(boxes.device.type, enabled=False):
+        shares = F.one_hot(labels, num_classes + 1).float().t() @ (covered * seen[1:])
+    shares[num_classes] = seen[0]
+    return shares.t().contiguous()
+
+
+def _overlap(start: Tensor, end: Tensor, patches: int, patch_size: int) -> Tensor:
+    """Share of each patch along one axis that lies in [start, end): (boxes, patches)."""
+    edge = torch.arange(patches, device=start.device) * patch_size
+    inside = torch.minimum(end[:, None], edge + patch_size) - torch.maximum(start[:, None], edge)
+    return inside.clamp(min=0) / patch_size
