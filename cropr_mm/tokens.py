@@ -20,12 +20,21 @@ def take_rows(x: Tensor, rows: Tensor) -> Tensor:
     Returns:
         (B, K, …) tensor with ``out[b, k] = x[b, rows[b, k]]``.
     """
-    batch, length = x.shape[:2]
-    offset = torch.arange(batch, device=rows.device).unsqueeze(1) * length
+    return take_numbered(x, row_numbers(rows, x.shape[1]))
+
+
+def row_numbers(rows: Tensor, length: int) -> Tensor:
+    """Numbers of rows (B, K) in a batch of samples that have ``length`` rows each, counted through all samples."""
+    if len(rows) == 1:
+        return rows
+    return rows + torch.arange(0, len(rows) * length, length, device=rows.device).unsqueeze(1)
+
+
+def take_numbered(x: Tensor, numbers: Tensor) -> Tensor:
+    """As :func:`take_rows`, for rows counted through all samples (see :func:`row_numbers`)."""
     # One index_select on the flattened batch moves rows as blocks; a gather with an expanded index
     # would read an int64 for every single channel.
-    flat = x.reshape(batch * length, *x.shape[2:]).index_select(0, (rows + offset).flatten())
-    return flat.view(batch, rows.shape[1], *x.shape[2:])
+    return x.flatten(0, 1).index_select(0, numbers.flatten()).unflatten(0, numbers.shape)
 
 
 @dataclass(frozen=True)
@@ -99,6 +108,6 @@ class SparseFeature:
             slot = torch.arange(count, device=index.device).expand(batch, count)
             return take_rows(tokens, torch.empty_like(index).scatter_(1, index, slot))
         base = tokens.new_zeros(channels) if isinstance(fill, str) else fill.to(tokens.dtype)
-        offset = torch.arange(batch, device=index.device).unsqueeze(1) * positions
         dense = base.expand(batch * positions, channels)
-        return dense.index_copy(0, (index + offset).flatten(), tokens.flatten(0, 1)).view(batch, positions, channels)
+        numbers = row_numbers(index, positions).flatten()
+        return dense.index_copy(0, numbers, tokens.flatten(0, 1)).view(batch, positions, channels)

@@ -213,7 +213,7 @@ class CroprViT(BaseModule):
         aside: list[Tokens] = []
         levels: list[SparseFeature] = []
         modules = self._leaving(grid)
-        padding = padding_patches(images, self.patch_size) if modules else images.new_empty(0)
+        handicap = self._handicap(images) if modules else images.new_empty(0)
         self._start_auxiliary()
         learning = self.training and torch.is_grad_enabled()
         for i in range(self.depth):
@@ -232,7 +232,7 @@ class CroprViT(BaseModule):
                 self._auxiliary.see(module, self._pruner(module), tokens.x, self._patches(tokens), grid)
             removed = None
             if count:
-                scores = self._score(module, tokens, grid, attention, padding)
+                scores = self._score(module, tokens, grid, attention, handicap)
                 tokens, removed = self._select(tokens, scores, count)
                 aside.append(removed)
                 geometry.select(tokens.position)
@@ -280,15 +280,21 @@ class CroprViT(BaseModule):
 
     def _patches(self, tokens: Tokens) -> Tensor:
         """Raster positions (B, N) of the patch tokens, which stand behind the prefix."""
-        return tokens.position[:, self.num_prefix_tokens :] - self.num_prefix_tokens
+        prefix = self.num_prefix_tokens
+        return tokens.position[:, prefix:] - prefix if prefix else tokens.position
+
+    def _handicap(self, images: Tensor) -> Tensor:
+        """(B, P + N) float32, to be added to scores by position: padding never displaces a token of the image."""
+        padding = F.pad(padding_patches(images, self.patch_size), (self.num_prefix_tokens, 0))
+        return torch.zeros_like(padding, dtype=torch.float32).masked_fill_(padding, -torch.inf)
 
     def _score(
-        self, module: int, tokens: Tokens, grid: tuple[int, int], attention: Tensor | None, padding: Tensor
+        self, module: int, tokens: Tokens, grid: tuple[int, int], attention: Tensor | None, handicap: Tensor
     ) -> Tensor:
         patches = self._patches(tokens)
         patch_tokens = tokens.x[:, self.num_prefix_tokens :].detach()
         scores = self._pruner(module).score(patch_tokens, patches, grid, attention)
-        return scores.masked_fill(padding.gather(1, patches), -torch.inf)  # never displaces a token of the image
+        return scores + handicap.gather(1, tokens.position[:, self.num_prefix_tokens :])
 
     def _select(self, tokens: Tokens, scores: Tensor, count: int) -> tuple[Tokens, Tokens]:
         return split(tokens, scores, count, self.num_prefix_tokens)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..tokens import take_rows
+from ..tokens import row_numbers, take_numbered
 
 
 def window_numbers(grid: tuple[int, int], size: int, device: torch.device | str = 'cpu') -> Tensor:
@@ -115,16 +115,16 @@ def _with_holes(q: Tensor, k: Tensor, v: Tensor, windows: Windows) -> Tensor:
     start, held = _segments(windows)
     place = torch.arange(windows.number.shape[1], device=q.device) - start.gather(1, windows.number)
     slot = windows.number * windows.capacity + place
+    numbers = row_numbers(slot, room)
 
     def spread(t: Tensor) -> Tensor:
-        rows = (slot + torch.arange(len(slot), device=slot.device)[:, None] * room).flatten()
-        spacious = t.new_zeros(len(t) * room, *t.shape[2:]).index_copy(0, rows, t.flatten(0, 1))
+        spacious = t.new_zeros(len(t) * room, *t.shape[2:]).index_copy(0, numbers.flatten(), t.flatten(0, 1))
         return spacious.view(len(t), room, *t.shape[2:])
 
     # At least one key, also in an empty window: a softmax over nothing is NaN, in its gradient too.
     there = torch.arange(windows.capacity, device=q.device) < held.clamp(min=1)[:, :, None]
     keys, values = (torch.cat([t[:, :prefix], spread(t[:, prefix:])], dim=1) for t in (k, v))
-    return take_rows(_whole(spread(q), keys, values, windows, there), slot)
+    return take_numbered(_whole(spread(q), keys, values, windows, there), numbers)
 
 
 def _same_window(windows: Windows) -> Tensor:
@@ -178,7 +178,7 @@ def _sequences(q: Tensor, k: Tensor, v: Tensor, windows: Windows, kernel: Kernel
     """Each window of each sample is a sequence of its own."""
     start, _ = _segments(windows)
     batch, tokens = q.shape[:2]
-    begin = (start + torch.arange(batch, device=q.device)[:, None] * tokens).flatten()
+    begin = row_numbers(start, tokens).flatten()
     bounds = F.pad(begin, (0, 1), value=batch * tokens).to(torch.int32)
     out = kernel(*(t.flatten(0, 1) for t in (q, k, v)), bounds, bounds, windows.capacity, windows.capacity)
     return out.view(q.shape)

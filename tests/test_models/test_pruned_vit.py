@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmengine.registry import MODELS
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from cropr_mm import BasePruner, TokenReinsertion
 from cropr_mm.models.rotary import apply_rotary, rotary_angles
@@ -314,3 +316,34 @@ def test_reading_them_by_hand_is_enough():
     for _ in range(3):
         model(torch.randn(1, 3, 24, 24))
         assert model.aux_losses(samples)['loss_aux'].item() > 0
+
+
+class CountOperations(TorchDispatchMode):
+    """Counts what a GPU would launch: every operation that does more than look at a tensor in another way."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        held = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        made = [t for t in tree_leaves(result) if isinstance(t, torch.Tensor)]
+        self.count += any(t.untyped_storage().data_ptr() not in held for t in made)
+        return result
+
+
+@pytest.mark.parametrize('batch, most', [(1, 13), (4, 16)])
+@pytest.mark.parametrize('family', ['vit', 'eva02'])
+def test_a_module_adds_few_operations(family, batch, most):
+    """At batch 1 a GPU waits for launches; a block has 20 to 30 of its own."""
+    counts = []
+    for blocks in ([0], [0, 1, 2]):
+        pruning = dict(pruner=dict(type='DifficultyPruner', num_classes=3), rate=8, blocks=blocks, fusion=None)
+        model = small_vit(family, pruning=pruning).eval()
+        images = torch.randn(batch, 3, 24, 24)
+        with torch.no_grad(), CountOperations() as operations:
+            features = model(images)[-1]
+        assert features.num_active <= 36 - 8 * len(blocks) + 4
+        counts.append(operations.count)
+    assert 0 < counts[1] - counts[0] <= 2 * most

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -90,14 +91,11 @@ class CroprPruner(BasePruner):
     def score(
         self, patch_tokens: Tensor, index: Tensor, grid: tuple[int, int], class_attention: Tensor | None = None
     ) -> Tensor:
-        # float32 also under autocast: half precision would make ties of near neighbours, and may overflow.
         with torch.no_grad(), torch.autocast(patch_tokens.device.type, enabled=False):
-            x, vector = patch_tokens.float(), _fold(dict(self._scoring_weights()))
+            vector = _fold(dict(self._scoring_weights()))
             if self.pre_norm:
-                x = F.layer_norm(x, (self.embed_dim,), eps=EPS)
-            # A row times a matrix, which reads the tokens behind the prefix in place: matmul would copy them first, and
-            # a matrix times a column takes 15 times as long on a CPU.
-            scores = torch.bmm(vector.expand(len(x), 1, -1), x.transpose(1, 2)).squeeze(1)
+                patch_tokens = F.layer_norm(patch_tokens.float(), (self.embed_dim,), eps=EPS)
+            scores = _dot(vector, patch_tokens)
             return -scores if self.reverse else scores
 
     @property
@@ -150,8 +148,35 @@ class CroprPruner(BasePruner):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
+def _dot(vector: Tensor, x: Tensor) -> Tensor:
+    """Dot product of a vector (1, D) with tokens (B, N, D): (B, N) float32.
+
+    Summed in float32 always: half precision would make ties of near neighbours, and may overflow.
+    """
+    # A row times a matrix, which reads the tokens behind the prefix in place: matmul would copy them first, and
+    # a matrix times a column takes 15 times as long on a CPU.
+    if vector.dtype == x.dtype != torch.float32 and sums_in_float32(x.device, x.dtype):
+        return torch.bmm(vector.expand(len(x), 1, -1), x.transpose(1, 2), out_dtype=torch.float32).squeeze(1)
+    return torch.bmm(vector.float().expand(len(x), 1, -1), x.float().transpose(1, 2)).squeeze(1)
+
+
+@lru_cache
+def sums_in_float32(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a matrix product of half precision can be had in float32 there (PyTorch 2.8 or newer, on CUDA)."""
+    row = torch.ones(1, 1, 1, dtype=dtype, device=device)
+    try:
+        return torch.bmm(row, row, out_dtype=torch.float32).dtype == torch.float32
+    except (TypeError, RuntimeError):  # NotImplementedError is a RuntimeError
+        return False
+
+
 def _fold(weights: Mapping[str, Tensor]) -> Tensor:
-    """The vector (1, D) whose dot product with a token is its score, up to what all tokens share."""
+    """The vector (1, D) whose dot product with a token is its score, up to what all tokens share.
+
+    In float32, or where it is one query and nothing else, as it is.
+    """
+    if len(weights) == 1 and len(weights['queries']) == 1:
+        return weights['queries']
     queries = weights['queries'].float()
     if 'q_proj.weight' in weights:
         queries = F.linear(queries, weights['q_proj.weight'].float(), weights['q_proj.bias'].float())

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ...tokens import take_rows
+from ...tokens import row_numbers, take_numbered, take_rows
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ def rank(scores: Tensor) -> Tensor:
     Returns:
         (B, N) int64, a permutation of 0 … N-1 for each sample, whatever the scores are.
     """
-    return scores.masked_fill(scores.isnan(), -torch.inf).argsort(dim=1, descending=True, stable=True)
+    comparable = scores.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    return comparable.argsort(dim=1, descending=True, stable=True)
 
 
 def split(tokens: Tokens, scores: Tensor, count: int, prefix: int) -> tuple[Tokens, Tokens]:
@@ -49,15 +51,15 @@ def split(tokens: Tokens, scores: Tensor, count: int, prefix: int) -> tuple[Toke
         What goes on (P + N - count tokens, prefix first), in the order in which it was, so that neighbours in memory
         stay neighbours; and what is taken aside (count tokens).
     """
-    order = rank(scores) + prefix
-    head = torch.arange(prefix, device=order.device).expand(len(order), prefix)
-    kept, aside = order.split([order.shape[1] - count, count], dim=1)
-    kept = kept.sort(dim=1).values
-    return _take(tokens, torch.cat([head, kept], dim=1)), _take(tokens, aside)
+    # The prefix ranks first: nothing is above infinity, and ties keep their order.
+    order = rank(F.pad(scores, (prefix, 0), value=torch.inf) if prefix else scores)
+    total = order.shape[1]
+    kept, aside = row_numbers(order, total).split([total - count, count], dim=1)
+    return _take(tokens, kept.sort(dim=1).values), _take(tokens, aside.contiguous())
 
 
-def _take(tokens: Tokens, rows: Tensor) -> Tokens:
-    return Tokens(take_rows(tokens.x, rows), take_rows(tokens.position, rows))
+def _take(tokens: Tokens, numbers: Tensor) -> Tokens:
+    return Tokens(take_numbered(tokens.x, numbers), take_numbered(tokens.position, numbers))
 
 
 def concat(parts: Sequence[Tokens]) -> Tokens:

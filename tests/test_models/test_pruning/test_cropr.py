@@ -5,15 +5,18 @@ import math
 import pytest
 import torch
 from helpers import cropr, det_sample, liven, seg_sample, small_vit
+from mmengine.utils import digit_version
 
 from cropr_mm import CroprPruner
+from cropr_mm.models.pruning import cropr as cropr_module
+from cropr_mm.models.pruning.cropr import _dot, sums_in_float32
 from cropr_mm.models.pruning.selection import Tokens, split
 
 GRID, DIM, PREFIX, CLASSES = (3, 4), 8, 1, 3
 
 
-def build(head):
-    pruner = CroprPruner(DIM, GRID, 4, dict(type=head, num_classes=CLASSES))
+def build(head, **settings):
+    pruner = CroprPruner(DIM, GRID, 4, dict(type=head, num_classes=CLASSES), **settings)
     return liven(pruner)
 
 
@@ -236,3 +239,38 @@ def test_a_folded_model_trains_without_auxiliary_losses():
     for _ in range(2):
         model(torch.randn(1, 3, 24, 24))[0].tokens.sum().backward()
     assert model.aux_losses([det_sample([0])]) == {}
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('reverse', [False, True])
+def test_half_precision_is_summed_in_float32_without_a_copy_where_the_device_can(monkeypatch, dtype, reverse):
+    """On a stand-in for a device whose products of half precision can be had in float32."""
+    pruner = build('MultiLabelAuxHead', reverse=reverse).to(dtype)
+    x = torch.randn(2, PREFIX + 12, DIM, dtype=dtype)[:, PREFIX:]
+    expected = pruner.score(x, index_of(x), GRID)
+    product, seen = torch.bmm, []
+
+    def bmm(a, b, out_dtype=None):
+        seen.append((a.dtype, b.dtype, out_dtype, b.data_ptr()))
+        return product(a.to(out_dtype), b.to(out_dtype))
+
+    monkeypatch.setattr(cropr_module, 'sums_in_float32', lambda device, dtype: True)
+    monkeypatch.setattr(torch, 'bmm', bmm)
+    assert torch.equal(pruner.score(x, index_of(x), GRID), expected)
+    assert seen == [(dtype, dtype, torch.float32, x.data_ptr())]
+
+
+def test_half_precision_is_copied_to_float32_where_the_device_cannot():
+    assert not sums_in_float32(torch.device('cpu'), torch.bfloat16)
+    pruner, x = build('MultiLabelAuxHead').bfloat16(), torch.randn(2, 12, DIM).bfloat16()
+    expected = x.double() @ pruner.queries[0].double()
+    torch.testing.assert_close(pruner.score(x, index_of(x), GRID).double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(digit_version(torch.__version__) < digit_version('2.8'), reason='PyTorch 2.8 brought it')
+def test_the_product_in_float32_is_one_that_torch_knows():
+    """Shapes and types alone, without a device that could compute it."""
+    x = torch.empty(2, PREFIX + 12, DIM, dtype=torch.bfloat16, device='meta')[:, PREFIX:]
+    assert sums_in_float32(x.device, x.dtype)
+    scores = _dot(torch.empty(1, DIM, dtype=torch.bfloat16, device='meta'), x)
+    assert scores.dtype == torch.float32 and scores.shape == (2, 12)
