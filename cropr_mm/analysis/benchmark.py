@@ -122,15 +122,14 @@ def _training_step(model: Any, batch: Mapping[str, Any], setting: Setting) -> tu
         return total + backbone.aux_losses(batch['data_samples']).get('loss_aux', 0.0)
 
     def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device, setting.dtype, enabled=setting.dtype != torch.float32):
             total = losses()
         total.backward()
         optimizer.step()
+        optimizer.zero_grad(set_to_none=True)  # none are left over that the next call would free: its peak has them
 
     step()  # makes the optimizer's state
     state = [t for values in optimizer.state.values() for t in values.values() if isinstance(t, Tensor)]
-    optimizer.zero_grad(set_to_none=True)
     return step, _bytes([*model.parameters(), *model.buffers(), *state])
 
 

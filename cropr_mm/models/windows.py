@@ -112,7 +112,8 @@ def _whole(q: Tensor, k: Tensor, v: Tensor, windows: Windows, mask: Tensor | Non
 def _with_holes(q: Tensor, k: Tensor, v: Tensor, windows: Windows) -> Tensor:
     """Tokens spread over whole windows; nobody attends to the places that stay empty."""
     prefix, room = windows.prefix, windows.count * windows.capacity
-    start, held = _segments(windows)
+    start = _starts(windows)
+    held = _starts(windows, after=True) - start
     place = torch.arange(windows.number.shape[1], device=q.device) - start.gather(1, windows.number)
     slot = windows.number * windows.capacity + place
     numbers = row_numbers(slot, room)
@@ -132,12 +133,10 @@ def _same_window(windows: Windows) -> Tensor:
     return F.pad(same, (windows.prefix, 0), value=True).unsqueeze(1)
 
 
-def _segments(windows: Windows) -> tuple[Tensor, Tensor]:
-    """First token of each window and how many it holds, both (B, windows)."""
+def _starts(windows: Windows, after: bool = False) -> Tensor:
+    """First patch token of each window (B, windows), or the first one after it."""
     wanted = torch.arange(windows.count, device=windows.number.device).expand(len(windows.number), -1).contiguous()
-    number = windows.number.contiguous()
-    start = torch.searchsorted(number, wanted)
-    return start, torch.searchsorted(number, wanted, right=True) - start
+    return torch.searchsorted(windows.number.contiguous(), wanted, right=after)
 
 
 # --- sequences of different lengths ---------------------------------------------------------------------------
@@ -176,9 +175,8 @@ def attend_sequences(
 
 def _sequences(q: Tensor, k: Tensor, v: Tensor, windows: Windows, kernel: Kernel) -> Tensor:
     """Each window of each sample is a sequence of its own."""
-    start, _ = _segments(windows)
     batch, tokens = q.shape[:2]
-    begin = row_numbers(start, tokens).flatten()
+    begin = row_numbers(_starts(windows), tokens).flatten()
     bounds = F.pad(begin, (0, 1), value=batch * tokens).to(torch.int32)
     out = kernel(*(t.flatten(0, 1) for t in (q, k, v)), bounds, bounds, windows.capacity, windows.capacity)
     return out.view(q.shape)

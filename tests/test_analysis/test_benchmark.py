@@ -46,6 +46,14 @@ def test_training_counts_about_three_forward_passes():
     assert train['dense']['gflops'] / infer['dense']['gflops'] == pytest.approx(3, rel=0.1)
 
 
+def test_the_peak_of_a_training_step_has_the_gradients_whatever_ran_before():
+    model = small_vit().train()
+    figures = measure({'dense': model}, random_batch('', 1, 8, 8, 3), Setting(training=True, rounds=2))
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    assert figures['dense']['peak_bytes'] > 4 * weights  # weights, two moments of AdamW, gradients
+    assert all(p.grad is None for p in model.parameters())
+
+
 def test_cuda_graphs_need_cuda_and_inference():
     for settings in (dict(cuda_graph=True), dict(cuda_graph=True, device='cuda', training=True)):
         with pytest.raises(ValueError, match='--cuda-graph: needs --device cuda'):
