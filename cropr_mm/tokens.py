@@ -77,6 +77,11 @@ class SparseFeature:
                 f'SparseFeature has {count} tokens on a {self.grid[0]}×{self.grid[1]} grid; at most {positions} fit'
             )
 
+    @property
+    def complete(self) -> bool:
+        """Whether there is a processed token at every position."""
+        return self.num_active is None and self.tokens.shape[1] == self.grid[0] * self.grid[1]
+
     def to_dense(self, fill: str | Tensor = 'exit') -> Tensor:
         """Put the tokens back on the grid.
 

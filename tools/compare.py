@@ -85,6 +85,9 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
+READING = (
+    threading.Lock()
+)  # mmengine reads one config at a time: where it looks up packages, threads disturb each other
 LOCKS: dict[tuple[str, int], threading.Lock] = defaultdict(threading.Lock)
 
 
@@ -99,7 +102,8 @@ def options_of(args: argparse.Namespace, method: str, seed: int) -> list[str]:
 
 def digest(args: argparse.Namespace, method: str, seed: int) -> str:
     """Of all settings that a run depends on, apart from where this clone lies."""
-    config = Config.fromfile(str(config_of(args.task, method))).pretty_text.replace(str(ROOT), '')
+    with READING:
+        config = Config.fromfile(str(config_of(args.task, method))).pretty_text.replace(str(ROOT), '')
     return hashlib.sha256('\n'.join([config, *options_of(args, method, seed)]).encode()).hexdigest()
 
 

@@ -69,10 +69,11 @@ def measure(variants: Mapping[str, nn.Module], batch: Mapping[str, Any], setting
             calls[name], static[name] = _prediction(model, batch), _bytes([*model.parameters(), *model.buffers()])
         gflops = count_flops(calls[name], grad=setting.training) / images / 1e9
         backbone = find_backbone(model)
+        progress = backbone.pruning_progress if setting.training else 1.0
         figures[name] = dict(
             gflops=gflops,
-            tokens_pruned_ratio=pruned_ratio(backbone, height, width),
-            tokens_per_block=tokens_per_block(backbone, height, width),
+            tokens_pruned_ratio=pruned_ratio(backbone, height, width, progress),
+            tokens_per_block=tokens_per_block(backbone, height, width, progress),
         )
         if setting.compile_blocks:
             backbone.compile_blocks()
@@ -83,7 +84,8 @@ def measure(variants: Mapping[str, nn.Module], batch: Mapping[str, Any], setting
         return figures
     plain = dict(calls)
     if setting.cuda_graph:
-        calls = {name: _graphed(call) for name, call in calls.items()}
+        with torch.cuda.device(setting.device):
+            calls = {name: _graphed(call) for name, call in calls.items()}
     timings = compare_throughput(calls, images, setting.rounds, device=setting.device, grad=setting.training)
     for name, row in figures.items():
         timing = timings[name]
@@ -115,11 +117,14 @@ def _training_step(model: Any, batch: Mapping[str, Any], setting: Setting) -> tu
     device = torch.device(setting.device).type
 
     def losses() -> Tensor:
+        samples = [
+            sample.clone() for sample in batch['data_samples']
+        ]  # new ones in each step: targets are kept with them
         if isinstance(model, CroprViT):  # a backbone by itself: any loss that reaches every token
             total = torch.stack([level.tokens.float().square().mean() for level in model(batch['inputs'])]).sum()
         else:
-            total, _ = model.parse_losses(model(**batch, mode='loss'))
-        return total + backbone.aux_losses(batch['data_samples']).get('loss_aux', 0.0)
+            total, _ = model.parse_losses(model(batch['inputs'], samples, mode='loss'))
+        return total + backbone.aux_losses(samples).get('loss_aux', 0.0)
 
     def step() -> None:
         with torch.autocast(device, setting.dtype, enabled=setting.dtype != torch.float32):

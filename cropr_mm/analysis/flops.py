@@ -44,24 +44,28 @@ def count_flops(call: Callable[..., Any], *inputs: Any, grad: bool = False, **kw
     return counter.get_total_flops()
 
 
-def tokens_per_block(backbone: CroprViT, height: int, width: int) -> list[int]:
-    """Tokens that each block processes at inference, class and register tokens included.
+def tokens_per_block(backbone: CroprViT, height: int, width: int, progress: float = 1.0) -> list[int]:
+    """Tokens that each block processes, class and register tokens included.
 
     Args:
         backbone: dense or pruned.
         height, width: of the images, in pixels.
+        progress: 0 to 1, the share of the final rate; at inference it is 1.
     """
     grid = backbone.grid_of(height, width)
     prefix = backbone.num_prefix_tokens
     if backbone.schedule is None:
         return [grid[0] * grid[1] + prefix] * backbone.depth
-    return backbone.schedule.tokens_per_block(backbone.depth, grid, prefix, backbone.fusion)
+    return backbone.schedule.tokens_per_block(backbone.depth, grid, prefix, backbone.fusion, progress)
 
 
-def pruned_ratio(backbone: CroprViT, height: int, width: int) -> float:
-    """Share of all tokens that are taken aside by the time the last module has done its work, 0 to 1."""
+def pruned_ratio(backbone: CroprViT, height: int, width: int, progress: float = 1.0) -> float:
+    """Share of all tokens that are taken aside by the time the last module has done its work, 0 to 1.
+
+    For the arguments see :func:`tokens_per_block`.
+    """
     grid = backbone.grid_of(height, width)
     if backbone.schedule is None:
         return 0.0
-    leaving = backbone.schedule.counts(grid, backbone.num_prefix_tokens)
+    leaving = backbone.schedule.counts(grid, backbone.num_prefix_tokens, progress)
     return sum(leaving) / (grid[0] * grid[1] + backbone.num_prefix_tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +30,7 @@ def peak_memory(call: Callable[[], Any], device: torch.device | str = 'cpu') -> 
         return torch.cuda.max_memory_allocated(device) - before
     if device.type != 'cpu':
         raise ValueError(f"device={str(device)!r}: peak memory is known for 'cpu' and 'cuda'")
+    os.environ.setdefault('KINETO_LOG_LEVEL', '6')  # else the profiler of PyTorch 2.13 prints when it starts and stops
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         call()
     events = profile.profiler.kineto_results.events()

@@ -213,7 +213,8 @@ class CroprViT(BaseModule):
         aside: list[Tokens] = []
         levels: list[SparseFeature] = []
         modules = self._leaving(grid)
-        handicap = self._handicap(images) if modules else images.new_empty(0)
+        pruned = any(count for _, count in modules.values())
+        handicap = self._handicap(images) if pruned else images.new_empty(0)
         self._start_auxiliary()
         learning = self.training and torch.is_grad_enabled()
         for i in range(self.depth):
@@ -228,11 +229,11 @@ class CroprViT(BaseModule):
                 levels.append(self._level(tokens, aside, grid, last))
             if i not in modules:
                 continue
+            patches, removed = self._patches(tokens), None
             if learning:
-                self._auxiliary.see(module, self._pruner(module), tokens.x, self._patches(tokens), grid)
-            removed = None
+                self._auxiliary.see(module, self._pruner(module), tokens.x, patches, grid)
             if count:
-                scores = self._score(module, tokens, grid, attention, handicap)
+                scores = self._score(module, tokens, patches, grid, attention, handicap)
                 tokens, removed = self._select(tokens, scores, count)
                 aside.append(removed)
                 geometry.select(tokens.position)
@@ -289,9 +290,14 @@ class CroprViT(BaseModule):
         return torch.zeros_like(padding, dtype=torch.float32).masked_fill_(padding, -torch.inf)
 
     def _score(
-        self, module: int, tokens: Tokens, grid: tuple[int, int], attention: Tensor | None, handicap: Tensor
+        self,
+        module: int,
+        tokens: Tokens,
+        patches: Tensor,
+        grid: tuple[int, int],
+        attention: Tensor | None,
+        handicap: Tensor,
     ) -> Tensor:
-        patches = self._patches(tokens)
         patch_tokens = tokens.x[:, self.num_prefix_tokens :].detach()
         scores = self._pruner(module).score(patch_tokens, patches, grid, attention)
         return scores + handicap.gather(1, tokens.position[:, self.num_prefix_tokens :])
@@ -339,7 +345,7 @@ class CroprViT(BaseModule):
                 'backbone.aux_losses(data_samples) to your loss; a pruner without parameters (RandomPruner) '
                 'needs neither.'
             )
-        self._auxiliary.clear()
+        self._auxiliary.start([self._pruner(module) for module in range(len(self.pruners))])
 
     def aux_losses(self, data_samples: Sequence[Any]) -> dict[str, Tensor]:
         """Auxiliary losses of the last training forward.

@@ -119,7 +119,7 @@ def _with_holes(q: Tensor, k: Tensor, v: Tensor, windows: Windows) -> Tensor:
     numbers = row_numbers(slot, room)
 
     def spread(t: Tensor) -> Tensor:
-        spacious = t.new_zeros(len(t) * room, *t.shape[2:]).index_copy(0, numbers.flatten(), t.flatten(0, 1))
+        spacious = t.new_zeros(len(t) * room, *t.shape[2:]).index_copy_(0, numbers.flatten(), t.flatten(0, 1))
         return spacious.view(len(t), room, *t.shape[2:])
 
     # At least one key, also in an empty window: a softmax over nothing is NaN, in its gradient too.
@@ -150,13 +150,20 @@ def _sequence_kernel(q: Tensor) -> Kernel | None:
     if q.device.type == 'cpu':
         # A loop, whose shapes depend on the data: nothing that a compiler could see one graph in.
         return None if torch.compiler.is_compiling() or torch.jit.is_tracing() else attend_sequences
-    if q.device.type == 'cuda' and q.dtype in (torch.float16, torch.bfloat16):
+    if _flash_attention_fits(q):
         try:
             from torch.nn.attention.varlen import varlen_attn  # since PyTorch 2.10
         except ImportError:
             return None
         return varlen_attn
     return None
+
+
+def _flash_attention_fits(q: Tensor) -> bool:
+    """CUDA from Ampere on, half precision, and channels per head in eights."""
+    if q.device.type != 'cuda' or q.dtype not in (torch.float16, torch.bfloat16) or q.shape[-1] % 8:
+        return False
+    return torch.cuda.get_device_capability(q.device) >= (8, 0)
 
 
 def attend_sequences(

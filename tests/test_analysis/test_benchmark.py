@@ -6,11 +6,13 @@ from helpers import cropr, small_vit
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
+from cropr_mm.analysis import benchmark
 from cropr_mm.analysis.batches import random_batch
 from cropr_mm.analysis.benchmark import Setting, draw, measure
 from cropr_mm.analysis.memory import peak_memory
 from cropr_mm.analysis.parts import PARTS, time_parts
 from cropr_mm.analysis.variants import build_variants
+from cropr_mm.models.pruning import targets
 
 PRUNING = dict(pruner=cropr('PatchSegAuxHead'), rate=8)
 
@@ -44,6 +46,16 @@ def test_training_counts_about_three_forward_passes():
     infer = measure({'dense': small_vit().eval()}, batch, Setting(rounds=1))
     train = measure({'dense': small_vit().train()}, batch, Setting(training=True, rounds=1))
     assert train['dense']['gflops'] / infer['dense']['gflops'] == pytest.approx(3, rel=0.1)
+
+
+def test_targets_are_part_of_every_training_step(monkeypatch):
+    asked = []
+    step, _ = benchmark._training_step(variants(True)['cropr'], random_batch('', 2, 24, 24, 3), Setting(training=True))
+    monkeypatch.setattr(targets, 'check_classes', lambda *a: asked.append(1))
+    step()
+    once = len(asked)
+    step()
+    assert len(asked) == 2 * once == 4  # for each of two images once, whatever the number of modules
 
 
 def test_the_peak_of_a_training_step_has_the_gradients_whatever_ran_before():

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -95,6 +96,23 @@ def test_the_kernel_of_cuda_takes_what_it_is_given():
     assert call['cu_seq_q'].tolist() == call['cu_seq_k'].tolist() == [0, 2, 3, 3, 4, 4, 8, 8, 8]
     assert call['cu_seq_q'].dtype == torch.int32 and call['max_q'] == call['max_k'] == 4
     assert call['query'].shape == call['value'].shape == (8, 2, 8)
+
+
+@pytest.mark.parametrize(
+    'capability, dtype, channels, fits',
+    [
+        ((8, 0), torch.bfloat16, 64, True),
+        ((9, 0), torch.float16, 8, True),
+        ((7, 5), torch.float16, 64, False),
+        ((9, 0), torch.float32, 64, False),
+        ((9, 0), torch.float16, 12, False),
+    ],
+)
+def test_cuda_takes_sequences_where_flash_attention_does(monkeypatch, capability, dtype, channels, fits):
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: capability)
+    queries = SimpleNamespace(device=torch.device('cuda'), dtype=dtype, shape=(1, 4, 2, channels))
+    assert module._flash_attention_fits(queries) == fits
+    assert not module._flash_attention_fits(torch.zeros(1, 4, 2, 8).half())
 
 
 def test_windows_count_in_raster_order_and_may_be_smaller_at_the_border():

@@ -45,7 +45,7 @@ class TokenReinsertion(BaseModule):
         _check_features(features, 'TokenReinsertion')
         fill = self.mask_token if self.fill == 'mask_token' else self.fill
         maps = [plain(feature.to_dense(fill)) for feature in features]
-        if isinstance(fill, Tensor) and self.training and all(feature.index is None for feature in features):
+        if isinstance(fill, Tensor) and self.training and all(feature.complete for feature in features):
             # Nothing is missing yet (start of the curriculum). DDP expects a gradient for every parameter all the same.
             maps[-1] = maps[-1] + 0 * fill.sum()
         return tuple(maps)

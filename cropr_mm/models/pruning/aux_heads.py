@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from .targets import check_classes, image_classes, image_labels, patch_labels, square_classes
+from .targets import image_class, image_classes, patch_labels, square_classes
 
 
 class BaseAuxHead(nn.Module):
@@ -166,35 +166,10 @@ class ClsAuxHead(BaseAuxHead):
         self.label_smoothing = float(label_smoothing)
 
     def loss(self, logits: Tensor, data_samples: Sequence[Any], grid: tuple[int, int]) -> Tensor:
-        target, count = self._target(data_samples, logits.device)
+        targets = [image_class(sample, self.num_classes, self.ignore_index) for sample in data_samples]
+        target = torch.stack(targets).to(logits.device)
         settings: dict[str, Any] = dict(reduction='sum', label_smoothing=self.label_smoothing)
-        if not target.is_floating_point():  # shares of mixed images ignore nothing
-            settings['ignore_index'] = self.ignore_index
-        total = F.cross_entropy(logits.float().squeeze(1), target, **settings)
-        return total / count
-
-    def _target(self, data_samples: Sequence[Any], device: torch.device) -> tuple[Tensor, Tensor | int]:
-        """Class shares (B, C), or classes (B,); and how many images have a label, at least 1."""
-        if 'gt_score' in data_samples[0]:
-            shares = torch.stack([sample.gt_score for sample in data_samples]).to(device).float()
-            sums = shares.sum(dim=1)
-            if shares.shape[1] != self.num_classes or not torch.allclose(sums, torch.ones_like(sums), atol=1e-2):
-                raise ValueError(
-                    f'ClsAuxHead: num_classes={self.num_classes}, but gt_score has {shares.shape[1]} values that add '
-                    f'up to {sums.min():.3g} – {sums.max():.3g}; a share for each class, 1 in all, is expected. For '
-                    'images with several classes use MultiLabelAuxHead'
-                )
-            return shares, len(shares)
-        if 'gt_label' not in data_samples[0]:
-            there = ', '.join(data_samples[0].keys()) or 'nothing'
-            raise KeyError(f'ClsAuxHead needs data samples with gt_label or gt_score; this one has {there}')
-        labels = [image_labels(sample) for sample in data_samples]
-        several = next((label for label in labels if label.numel() != 1), None)
-        if several is not None:
-            raise ValueError(
-                f'ClsAuxHead: an image has gt_label={several.tolist()}; one class is expected. For images with several '
-                'classes use MultiLabelAuxHead'
-            )
-        target = torch.cat([label.reshape(1) for label in labels]).to(device).long()
-        check_classes(target, self.num_classes, self.ignore_index, 'ClsAuxHead')
-        return target, (target != self.ignore_index).sum().clamp(min=1)
+        if target.is_floating_point():  # shares of mixed images ignore nothing
+            return F.cross_entropy(logits.float().squeeze(1), target, **settings) / len(target)
+        total = F.cross_entropy(logits.float().squeeze(1), target, ignore_index=self.ignore_index, **settings)
+        return total / (target != self.ignore_index).sum().clamp(min=1)

@@ -42,16 +42,29 @@ class Auxiliary:
             raise ValueError(f'pruning.aux_share={share!r}; a share above 0 and at most 1 is expected')
         self.share, self.recompute = float(share), bool(recompute)
         self._lessons: list[_Lesson] = []
+        self._taught: set[int] = set()
+        self._resting: list[BasePruner] = []
 
     def __bool__(self) -> bool:
         """Whether something was seen that no loss has been computed of."""
         return bool(self._lessons)
 
-    def clear(self) -> None:
-        self._lessons = []
+    def start(self, pruners: Sequence[BasePruner]) -> None:
+        """Forget what was seen, and draw which modules learn in the step that begins.
+
+        Args:
+            pruners: of all modules, in their order.
+        """
+        able = [module for module, pruner in enumerate(pruners) if _can_learn(pruner)]
+        taught = able
+        if self.share < 1 and able:
+            drawn = torch.randperm(len(able))[: max(round(self.share * len(able)), 1)].tolist()
+            taught = [able[i] for i in drawn]
+        self._lessons, self._taught = [], set(taught)
+        self._resting = [pruners[module] for module in able if module not in self._taught]
 
     def see(self, module: int, pruner: BasePruner, tokens: Tensor, index: Tensor, grid: tuple[int, int]) -> None:
-        """Keep what a module saw, if its pruner has something to train.
+        """Keep what a module saw, if it learns in this step.
 
         Args:
             module: its number.
@@ -60,7 +73,7 @@ class Auxiliary:
             index: (B, N) int64, raster positions of the patch tokens.
             grid: (H, W), the patch grid of these images.
         """
-        if pruner.learns and any(parameter.requires_grad for parameter in pruner.parameters()):
+        if module in self._taught:
             self._lessons.append(_Lesson(module, pruner, tokens, index, grid))
 
     def losses(self, data_samples: Sequence[Any]) -> dict[str, Tensor]:
@@ -70,20 +83,18 @@ class Auxiliary:
             ``'loss_aux'``, their sum, and ``'aux.{module}'``, the detached value of each. Empty where there is nothing
             to train.
         """
-        lessons, self._lessons = self._lessons, []
-        if not lessons:
+        lessons, resting = self._lessons, self._resting
+        self._lessons, self._resting = [], []
+        values: dict[int, Tensor] = {}
+        while lessons:
+            lesson = lessons.pop(0)  # nothing but what its gradient needs outlives its loss
+            values[lesson.module] = self._loss(lesson, data_samples)
+        if not values:
             return {}
-        taught = self._pick(len(lessons))
-        values = {lessons[i].module: self._loss(lessons[i], data_samples) for i in taught}
-        total = torch.stack(list(values.values())).sum() * (len(lessons) / len(taught))
-        for i in set(range(len(lessons))).difference(taught):  # DDP expects a gradient for every parameter
-            total = total + sum(0 * p.sum() for p in lessons[i].pruner.parameters() if p.requires_grad)
+        total = torch.stack(list(values.values())).sum() * ((len(values) + len(resting)) / len(values))
+        for pruner in resting:  # DDP expects a gradient for every parameter
+            total = total + sum(0 * p.sum() for p in pruner.parameters() if p.requires_grad)
         return {'loss_aux': total, **{f'aux.{module}': value.detach() for module, value in values.items()}}
-
-    def _pick(self, count: int) -> list[int]:
-        if self.share == 1:
-            return list(range(count))
-        return sorted(torch.randperm(count)[: max(round(self.share * count), 1)].tolist())
 
     def _loss(self, lesson: _Lesson, data_samples: Sequence[Any]) -> Tensor:
         def compute(tokens: Tensor) -> Tensor:
@@ -93,3 +104,7 @@ class Auxiliary:
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(compute, lesson.tokens, use_reentrant=False)
         return compute(lesson.tokens)
+
+
+def _can_learn(pruner: BasePruner) -> bool:
+    return pruner.learns and any(parameter.requires_grad for parameter in pruner.parameters())

@@ -105,6 +105,8 @@ class CroprPruner(BasePruner):
     def predict(self, tokens: Tensor, index: Tensor) -> Any:
         x = tokens.detach() if self.stop_gradient else tokens
         x = x if self.input_norm is None else self.input_norm(x)
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))  # once, not once for keys and once for values
         q = self.queries if self.q_proj is None else self.q_proj(self.queries)
         k, v = x if self.k_proj is None else self.k_proj(x), x if self.v_proj is None else self.v_proj(x)
         q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(-2, -3) for t in (q.to(k.dtype), k, v))
@@ -131,7 +133,8 @@ class CroprPruner(BasePruner):
         self.norm = self.mlp = self.aux_head = None
 
     def switch_to_deploy(self) -> None:
-        self._keep_vector(_fold({name: weight.detach() for name, weight in self._scoring_weights()}))
+        vector = _fold({name: weight.detach() for name, weight in self._scoring_weights()})
+        self._keep_vector(vector.to(self.queries.dtype))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         own = {key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)}
@@ -163,6 +166,8 @@ def _dot(vector: Tensor, x: Tensor) -> Tensor:
 @lru_cache
 def sums_in_float32(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether a matrix product of half precision can be had in float32 there (PyTorch 2.8 or newer, on CUDA)."""
+    if device.type != 'cuda':
+        return False
     row = torch.ones(1, 1, 1, dtype=dtype, device=device)
     try:
         return torch.bmm(row, row, out_dtype=torch.float32).dtype == torch.float32

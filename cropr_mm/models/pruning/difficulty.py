@@ -104,7 +104,8 @@ class DifficultyPruner(CroprPruner):
         super().__init__(embed_dim, grid, patch_size, head, mlp=False, reverse=reverse, deploy=deploy)
 
     def predict(self, tokens: Tensor, index: Tensor) -> Any:
-        x = tokens[:, tokens.shape[1] - index.shape[1] :].detach()
+        # Of all tokens, and the prefix is dropped from what comes out: a slice of them would be copied, and kept.
+        x, prefix = tokens.detach(), tokens.shape[1] - index.shape[1]
         with torch.autocast(x.device.type, enabled=False):
             scores = x.float() @ self.queries[0].float()
-        return TokenPrediction(scores, self.aux_head(x), index)
+        return TokenPrediction(scores[:, prefix:], self.aux_head(x)[:, prefix:], index)

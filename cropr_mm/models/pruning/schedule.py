@@ -167,10 +167,12 @@ class Schedule:
             current = left
         return counts
 
-    def tokens_per_block(self, depth: int, grid: tuple[int, int], prefix: int = 0, fusion: bool = True) -> list[int]:
-        """Tokens, prefix included, that each block processes at the full rate."""
+    def tokens_per_block(
+        self, depth: int, grid: tuple[int, int], prefix: int = 0, fusion: bool = True, progress: float = 1.0
+    ) -> list[int]:
+        """Tokens, prefix included, that each block processes; for the arguments see :meth:`counts`."""
         current = grid[0] * grid[1] + prefix
-        leaving = dict(zip(self.blocks, self.counts(grid, prefix)))
+        leaving = dict(zip(self.blocks, self.counts(grid, prefix, progress)))
         full, tokens = current, []
         for block in range(depth):
             tokens.append(full if fusion and block == depth - 1 else current)

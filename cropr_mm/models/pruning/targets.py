@@ -124,6 +124,44 @@ def image_classes(sample: Any, num_classes: int, ignore_index: int) -> tuple[Ten
     return there, there.new_full((), float(labelled))
 
 
+@once_per_sample
+def image_class(sample: Any, num_classes: int, ignore_index: int) -> Tensor:
+    """The one class of an image.
+
+    Args:
+        sample: a data sample with ``gt_score`` or ``gt_label``.
+        num_classes: classes C.
+        ignore_index: label that counts for nothing.
+
+    Returns:
+        Its share of each class, (C,) float32, where there are scores; otherwise its label, a scalar int64.
+
+    Raises:
+        KeyError: the sample has neither.
+        ValueError: a class out of range, several classes, or scores that are no shares.
+    """
+    who = 'ClsAuxHead'
+    if 'gt_score' in sample:
+        shares, total = sample.gt_score.float(), float(sample.gt_score.sum())
+        if len(shares) != num_classes or abs(total - 1) > 1e-2:
+            raise ValueError(
+                f'{who}: num_classes={num_classes}, but gt_score has {len(shares)} values that add up to {total:.3g}; '
+                'a share for each class, 1 in all, is expected. For images with several classes use MultiLabelAuxHead'
+            )
+        return shares
+    if 'gt_label' not in sample:
+        there = ', '.join(sample.keys()) or 'nothing'
+        raise KeyError(f'{who} needs data samples with gt_label or gt_score; this one has {there}')
+    label = image_labels(sample)
+    if label.numel() != 1:
+        raise ValueError(
+            f'{who}: an image has gt_label={label.tolist()}; one class is expected. For images with several '
+            'classes use MultiLabelAuxHead'
+        )
+    check_classes(label, num_classes, ignore_index, who)
+    return label.reshape(()).long()
+
+
 def image_labels(sample: Any) -> Tensor:
     """Classes (K,) of an image, as mmpretrain and mmengine keep them."""
     return sample.gt_label.label if hasattr(sample.gt_label, 'label') else sample.gt_label
@@ -152,19 +190,21 @@ def class_shares(label: Tensor, side: int, num_classes: int, ignore_index: int) 
     rows, columns = (-(-length // side) for length in label.shape)
     row, column = (torch.arange(length, device=label.device) // side for length in label.shape)
     square = row[:, None] * columns + column
-    cell = (square * num_classes + label)[label != ignore_index]
-    counts = torch.bincount(cell, minlength=rows * columns * num_classes)
-    return counts.view(-1, num_classes).float() / side**2
+    cells = rows * columns * num_classes  # and one more for what is ignored
+    cell = torch.where(label == ignore_index, cells, square * num_classes + label).flatten()
+    counts = torch.zeros(cells + 1, device=label.device)
+    counts.scatter_add_(0, cell, counts.new_ones(()).expand_as(cell))
+    return counts[:cells].view(-1, num_classes) / side**2
 
 
 def check_classes(labels: Tensor, num_classes: int, ignore_index: int | None, who: str) -> None:
     """Raise ValueError, in the name of the head ``who``, where a label is neither a class nor ``ignore_index``."""
-    wrong = labels[(labels < 0) | (labels >= num_classes)]
-    wrong = wrong if ignore_index is None else wrong[wrong != ignore_index]
-    if wrong.numel():
+    wrong = (labels < 0) | (labels >= num_classes)
+    wrong = wrong if ignore_index is None else wrong & (labels != ignore_index)
+    if wrong.any():
         also = '' if ignore_index is None else f' and {ignore_index} (ignored)'
         raise ValueError(
-            f'{who}: num_classes={num_classes}, but the labels of the batch hold class {int(wrong[0])}; '
+            f'{who}: num_classes={num_classes}, but the labels of the batch hold class {int(labels[wrong][0])}; '
             f'0 to {num_classes - 1}{also} are valid'
         )
 

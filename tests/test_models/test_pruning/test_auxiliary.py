@@ -1,8 +1,12 @@
 """Options that make the auxiliary side of training cheaper change what they say they change, and nothing else."""
 
+import weakref
+
 import pytest
 import torch
 from helpers import cropr, seg_sample, small_vit
+
+from cropr_mm.models.pruning.auxiliary import Auxiliary
 
 SAMPLES = [seg_sample(torch.randint(3, (24, 24))) for _ in range(2)]
 
@@ -65,6 +69,28 @@ def test_the_expected_loss_is_that_of_all_modules():
     full, _, _ = gradients()
     totals = [gradients(seed, aux_share=0.67)[0]['loss_aux'].item() for seed in range(60)]
     assert sum(totals) / 60 == pytest.approx(full['loss_aux'].item(), rel=0.05)
+
+
+@pytest.mark.parametrize('share, kept', [(1.0, 3), (0.34, 1)])
+def test_tokens_are_kept_for_the_modules_that_learn_and_until_their_loss(monkeypatch, share, kept):
+    model = small_vit(pruning=dict(pruner=cropr(), rate=8, aux_share=share)).train()
+    tokens, alive = [], []
+    see, loss = Auxiliary.see, Auxiliary._loss
+
+    def watch(self, module, pruner, x, *others):
+        tokens.append(weakref.ref(x))
+        see(self, module, pruner, x, *others)
+
+    def count(self, lesson, samples):
+        alive.append(sum(t() is not None for t in tokens))
+        return loss(self, lesson, samples)
+
+    monkeypatch.setattr(Auxiliary, 'see', watch)
+    monkeypatch.setattr(Auxiliary, '_loss', count)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: None, lambda t: t):  # what gradients keep is not the matter
+        model(torch.randn(1, 3, 24, 24))
+        model.aux_losses(SAMPLES[:1])
+    assert len(tokens) == 3 and alive == list(range(kept, 0, -1))
 
 
 @pytest.mark.parametrize('share', [0, 1.5, -0.1, True, 'half'])

@@ -9,7 +9,7 @@ import torch
 from helpers import seg_sample
 from mmengine.structures import BaseDataElement, InstanceData
 
-from cropr_mm.models.pruning.targets import image_classes, patch_classes, patch_labels, square_classes
+from cropr_mm.models.pruning.targets import image_class, image_classes, patch_classes, patch_labels, square_classes
 
 GRID, PATCH, CLASSES = (3, 4), 4, 3
 
@@ -118,14 +118,21 @@ def test_a_sample_without_labels_is_named():
         (patch_labels, (GRID, PATCH, GRID, CLASSES, 255), ((6, 8), 2, (6, 8), CLASSES, 255)),
         (square_classes, (GRID, PATCH, GRID, 2, CLASSES, 255), (GRID, PATCH, GRID, 3, CLASSES, 255)),
         (image_classes, (CLASSES, 255), (CLASSES + 1, 255)),
+        (image_class, (CLASSES, 255), (CLASSES + 1, 255)),
     ],
 )
 def test_targets_are_worked_out_once_per_sample_and_let_go_with_it(work_out, settings, other):
-    sample = seg_sample(torch.zeros(12, 16, dtype=torch.long))
+    def new_sample():
+        sample = seg_sample(torch.zeros(12, 16, dtype=torch.long))
+        if work_out is image_class:
+            sample.gt_label = torch.tensor([1])
+        return sample
+
+    sample = new_sample()
     first = work_out(sample, *settings)
     again, different = work_out(sample, *settings), work_out(sample, *other)
     assert again is first and different is not first  # another grid, size or number of classes is another question
-    assert work_out(seg_sample(torch.zeros(12, 16, dtype=torch.long)), *settings) is not first
+    assert work_out(new_sample(), *settings) is not first
     tensor = weakref.ref(first if isinstance(first, torch.Tensor) else first[0])
     del sample, first, again, different
     gc.collect()
