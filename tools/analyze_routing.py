@@ -1,6 +1,6 @@
 """How many of the tokens on objects, and of those on background, reach each block.
 
-    python tools/analyze_routing.py configs/sample/fcn_cropr-vit_sample.py work_dirs/demo/train/iter_1200.pth
+    python tools/analyze_routing.py configs/sample/fcn_cropr-vit_sample.py work_dirs/demo/train/iter_600.pth
     python tools/analyze_routing.py CONFIG CHECKPOINT --against OTHER_CONFIG OTHER_CHECKPOINT
 
 With --against also how many of the tokens that the one keeps the other keeps too.

@@ -85,9 +85,8 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-READING = (
-    threading.Lock()
-)  # mmengine reads one config at a time: where it looks up packages, threads disturb each other
+# mmengine reads one config at a time: where it looks up packages, threads disturb each other.
+READING = threading.Lock()
 LOCKS: dict[tuple[str, int], threading.Lock] = defaultdict(threading.Lock)
 
 

@@ -1,6 +1,6 @@
 """Evaluate a checkpoint with any mmsegmentation, mmdetection or mmpretrain config.
 
-python tools/test.py configs/sample/fcn_cropr-vit_sample.py work_dirs/fcn_cropr-vit_sample/iter_1200.pth
+python tools/test.py configs/sample/fcn_cropr-vit_sample.py work_dirs/fcn_cropr-vit_sample/iter_600.pth
 python tools/test.py CONFIG CHECKPOINT --cfg-options model.backbone.pruning.rate=10
 python tools/test.py CONFIG CHECKPOINT --show-dir painted --out predictions.pkl
 tools/dist_test.sh CONFIG CHECKPOINT 8
