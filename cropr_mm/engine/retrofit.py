@@ -6,9 +6,14 @@ from collections.abc import Mapping
 
 from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from ..models.vit import CroprViT
+
+_RANDOM_OR_STATISTICS = (_BatchNorm, _InstanceNorm, _DropoutNd, nn.MultiheadAttention)
 
 
 def check_wrapper(model: nn.Module) -> None:
@@ -63,9 +68,15 @@ def freeze_all_but_pruners(model: nn.Module) -> None:
 
 
 def evaluate_all_but_pruners(model: nn.Module) -> None:
-    """Everything in evaluation mode (no drop path, norm statistics as they are), but what makes the pruners train."""
-    model.eval()
-    model.training = True
+    """What is random or keeps statistics in evaluation mode, but for what makes the pruners train.
+
+    Heads stay in training mode: some compute something else in evaluation, from which there is no loss.
+    """
+    model.train()
+    for module in model.modules():
+        if isinstance(module, _RANDOM_OR_STATISTICS) or type(module).__name__ == 'DropPath':  # each library has its own
+            module.eval()
     for backbone in (m for m in model.modules() if isinstance(m, CroprViT)):
+        backbone.eval()
         backbone.training = True
         backbone.pruners.train()

@@ -13,6 +13,8 @@ from mmengine.runner import Runner, autocast
 from torch import nn
 
 from cropr_mm import CroprHook, CroprViT, TokenReinsertion
+from cropr_mm.engine.retrofit import evaluate_all_but_pruners
+from cropr_mm.models.layers import DropPath
 
 PRUNING = dict(pruner=cropr(), rate=8)
 
@@ -336,8 +338,9 @@ def test_retrofit_prunes_and_logs_the_main_loss_all_the_same(tmp_path):
 
     class Look(Hook):
         def before_train_iter(self, runner, batch_idx, data_batch=None):
-            counts = runner.model.backbone._leaving((6, 6)).values()
-            modes = (runner.model.head.training, runner.model.backbone.blocks.training, runner.model.backbone.training)
+            vit = runner.model.backbone
+            counts = vit._leaving((6, 6)).values()
+            modes = (runner.model.head[0].training, vit.blocks.training, vit.training)
             self.seen = (sum(count for _, count in counts), modes)
 
         def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
@@ -347,6 +350,23 @@ def test_retrofit_prunes_and_logs_the_main_loss_all_the_same(tmp_path):
     look.priority = 'LOWEST'
     train(tmp_path, by_epoch=False, model=model, ramp=None, hooks=[hook, look])
     assert look.seen == (21, (False, False, True)) and {'loss_main', 'cropr.loss_aux'} <= set(look.losses)
+
+
+def test_retrofit_evaluates_what_is_random_or_keeps_statistics_and_no_head_as_such():
+    class Head(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.attention = nn.BatchNorm2d(4), nn.MultiheadAttention(4, 2, dropout=0.5)
+            self.layers = nn.Sequential(nn.Dropout2d(0.5), DropPath(0.5), nn.Conv2d(4, 4, 1))
+
+    backbone = small_vit(pruning=dict(pruner=cropr(), rate=8), drop_path_rate=0.5)
+    model = nn.ModuleDict(dict(backbone=backbone, head=Head())).eval()
+    evaluate_all_but_pruners(model)
+    assert backbone.training and all(m.training for m in backbone.pruners.modules())
+    assert not any(m.training for m in backbone.blocks.modules())
+    head = model['head']
+    assert head.training and head.layers.training and head.layers[2].training
+    assert not any(m.training for m in (head.norm, head.attention, head.layers[0], head.layers[1]))
 
 
 def test_retrofit_with_nothing_to_train_is_refused(tmp_path):
