@@ -6,6 +6,11 @@ from pathlib import Path
 
 import parity
 import pytest
+import torch
+
+from cropr_mm import CroprHook
+from cropr_mm.engine.launch import build_model
+from cropr_mm.engine.retrofit import evaluate_all_but_pruners, freeze_all_but_pruners
 
 from . import steps, table
 
@@ -71,3 +76,21 @@ def test_the_docs_say_what_is_tested():
     parts = table.tables()
     assert all(part in text for part in parts)
     assert text.count('\n|') == sum(part.count('\n|') + 1 for part in parts)  # and no rows besides
+
+
+@pytest.mark.parametrize('folder', ['ddrnet', 'pidnet'])
+def test_a_head_without_a_loss_in_evaluation_can_be_retrofitted(folder):
+    configs = steps.config_folder(pytest.importorskip('mmseg'))
+    importlib.import_module('mmseg.models')
+    cfg = steps.swapped(configs, folder, table.MMSEG[folder])
+    model = build_model(cfg)
+    freeze_all_but_pruners(model)
+    evaluate_all_but_pruners(model)
+    CroprHook(ramp=0).attach(model)
+    before = {name: value.clone() for name, value in model.state_dict().items() if '.pruners.' not in name}
+    model.train_step(
+        steps.seg_batch(cfg, table.MMSEG[folder]), steps.KeepGradients(torch.optim.SGD(model.parameters(), 1.0))
+    )
+    after = model.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert all(pruner.queries.grad.abs().sum() > 0 for pruner in model.backbone.pruners)
