@@ -31,7 +31,10 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--batches', type=int, help='look at this many batches of the test set (default: all)')
     parser.add_argument(
-        '--against', nargs=2, metavar=('CONFIG', 'CHECKPOINT'), help='another model with the same schedule'
+        '--against',
+        nargs=2,
+        metavar=('CONFIG', 'CHECKPOINT'),
+        help='another model with the same schedule; --cfg-options hold for both',
     )
     parser.add_argument('--json', metavar='OUT', help='also write the shares to this file')
     add_run_arguments(parser)

@@ -24,7 +24,7 @@ import torch
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import HOOKS, MODELS, RUNNERS, DefaultScope
-from mmengine.runner import Runner, find_latest_checkpoint, load_checkpoint
+from mmengine.runner import CheckpointLoader, Runner, find_latest_checkpoint
 from torch import nn
 
 from ..config_types import is_type
@@ -290,11 +290,21 @@ def load_model(cfg: Config, checkpoint: str) -> nn.Module:
 
     Raises:
         FileNotFoundError: The checkpoint is not there.
-        ValueError: It is cut off.
+        ValueError: It is cut off, or lacks parameters of the model, which would stay random.
     """
     if '://' not in checkpoint:
         check_checkpoint(checkpoint)
     model = build_model(cfg)
-    loaded = load_checkpoint(model, checkpoint, map_location='cpu')
+    loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
+    weights = {name.removeprefix('module.'): value for name, value in loaded.get('state_dict', loaded).items()}
+    try:
+        missing = set(model.load_state_dict(weights, strict=False).missing_keys)
+    except RuntimeError as error:  # other shapes
+        said = ' '.join(str(error).split())
+        raise ValueError(f'{checkpoint}: does not fit the model of the config. {said}') from error
+    lacking = [name for name, _ in model.named_parameters() if name in missing]
+    if lacking:
+        more = f' and {len(lacking) - 8} more' if len(lacking) > 8 else ''
+        raise ValueError(f'{checkpoint}: does not fit the model of the config; missing: {", ".join(lacking[:8])}{more}')
     model.dataset_meta = loaded.get('meta', {}).get('dataset_meta', {})
     return model

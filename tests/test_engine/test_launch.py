@@ -8,7 +8,15 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 
 from cropr_mm.analysis.oracle import OracleHook
-from cropr_mm.engine.launch import build_model, check_data, check_weights, load_config, plain_errors, set_resume
+from cropr_mm.engine.launch import (
+    build_model,
+    check_data,
+    check_weights,
+    load_config,
+    load_model,
+    plain_errors,
+    set_resume,
+)
 
 
 def arguments(config, **settings):
@@ -160,3 +168,24 @@ def test_the_oracle_is_attached_however_its_type_is_written(kind):
     cfg = dict(model=dict(type='ToyModelForLaunch'), custom_hooks=[dict(type='NoHookThatExists'), dict(type=kind)])
     with pytest.raises(ValueError, match='OracleHook: the model has no OraclePruner'):  # which attaching finds out
         build_model(Config(cfg))
+
+
+def test_a_checkpoint_that_leaves_weights_random_is_refused(tmp_path):
+    backbone = dict(type='CroprViT', arch=dict(family='vit', embed_dim=16, depth=4, num_heads=2), img_size=32)
+    scorer = dict(type='CroprPruner', aux_head=dict(type='PatchSegAuxHead', num_classes=3))
+
+    def config(pruner):
+        return Config(dict(model={**backbone, 'patch_size': 8, 'pruning': pruner and dict(pruner=pruner, rate=4)}))
+
+    def saved(pruner):
+        torch.save(dict(state_dict=build_model(config(pruner)).state_dict()), tmp_path / 'weights.pth')
+        return str(tmp_path / 'weights.pth')
+
+    queries = load_model(config(scorer), saved(scorer)).pruners[0].queries
+    assert queries.shape == (16, 16)
+    load_model(config(dict(type='RandomPruner')), saved(scorer))  # what is left over does no harm
+    with pytest.raises(ValueError, match=r'weights.pth: does not fit .*; missing: pruners.0.queries, .* and \d+ more'):
+        load_model(config(scorer), saved(None))
+    coarse = {**scorer, 'aux_head': {**scorer['aux_head'], 'query_stride': 2}}
+    with pytest.raises(ValueError, match=r'weights.pth: does not fit .*pruners.0.queries'):
+        load_model(config(coarse), saved(scorer))
