@@ -117,9 +117,8 @@ def _training_step(model: Any, batch: Mapping[str, Any], setting: Setting) -> tu
     device = torch.device(setting.device).type
 
     def losses() -> Tensor:
-        samples = [
-            sample.clone() for sample in batch['data_samples']
-        ]  # new ones in each step: targets are kept with them
+        # New ones in each step, as in training: targets are kept with the samples.
+        samples = [sample.clone() for sample in batch['data_samples']]
         if isinstance(model, CroprViT):  # a backbone by itself: any loss that reaches every token
             total = torch.stack([level.tokens.float().square().mean() for level in model(batch['inputs'])]).sum()
         else:
