@@ -20,7 +20,7 @@ from ..config_types import is_type
 from ..files import whole_file
 from ..models import CroprViT
 from ..tokens import SparseFeature
-from .files import GRIDS
+from .files import GRIDS, shorten
 
 SUFFIXES = ('.pth', '.safetensors')
 TOLERANCE = 1e-5
@@ -102,19 +102,26 @@ def load_strictly(model: nn.Module, weights: Mapping[str, Tensor], source: str) 
     Raises:
         ValueError: names what is missing, left over or of another shape.
     """
-    try:
-        keys = model.load_state_dict(dict(weights), strict=False)
-    except RuntimeError as error:  # shapes
-        lines = [line.strip() for line in str(error).splitlines()[1:]]
-        raise ValueError(f'{source} does not fit the model of the config ({_shorten(lines, 3)})') from error
+    keys = load_what_fits(model, weights, source)
     parts = (('missing', keys.missing_keys), ('left over', keys.unexpected_keys))
     if any(names for _, names in parts):
-        listed = '; '.join(f'{what}: {_shorten(names)}' for what, names in parts if names)
+        listed = '; '.join(f'{what}: {shorten(names, 8)}' for what, names in parts if names)
         raise ValueError(f'{source} does not fit the model of the config ({listed})')
 
 
-def _shorten(keys: list[str], limit: int = 8) -> str:
-    return ', '.join(keys[:limit]) + (f' and {len(keys) - limit} more' if len(keys) > limit else '')
+def load_what_fits(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> Any:
+    """Load weights, some of which may be missing or left over; returns PyTorch's lists of both.
+
+    For the arguments see :func:`load_strictly`.
+
+    Raises:
+        ValueError: names what is of another shape.
+    """
+    try:
+        return model.load_state_dict(dict(weights), strict=False)
+    except RuntimeError as error:  # shapes
+        lines = [line.strip() for line in str(error).splitlines()[1:]]
+        raise ValueError(f'{source} does not fit the model of the config ({shorten(lines, 3)})') from error
 
 
 def fold_into(trained: nn.Module, deployed: nn.Module, tolerance: float = TOLERANCE) -> float:

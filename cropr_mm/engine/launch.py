@@ -27,6 +27,8 @@ from mmengine.registry import HOOKS, MODELS, RUNNERS, DefaultScope
 from mmengine.runner import CheckpointLoader, Runner, find_latest_checkpoint
 from torch import nn
 
+from ..checkpoint.deploy import load_what_fits
+from ..checkpoint.files import shorten
 from ..config_types import is_type
 from .safe_load import check_checkpoint
 
@@ -297,14 +299,9 @@ def load_model(cfg: Config, checkpoint: str) -> nn.Module:
     model = build_model(cfg)
     loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
     weights = {name.removeprefix('module.'): value for name, value in loaded.get('state_dict', loaded).items()}
-    try:
-        missing = set(model.load_state_dict(weights, strict=False).missing_keys)
-    except RuntimeError as error:  # other shapes
-        said = ' '.join(str(error).split())
-        raise ValueError(f'{checkpoint}: does not fit the model of the config. {said}') from error
+    missing = set(load_what_fits(model, weights, f'{checkpoint}:').missing_keys)
     lacking = [name for name, _ in model.named_parameters() if name in missing]
     if lacking:
-        more = f' and {len(lacking) - 8} more' if len(lacking) > 8 else ''
-        raise ValueError(f'{checkpoint}: does not fit the model of the config; missing: {", ".join(lacking[:8])}{more}')
+        raise ValueError(f'{checkpoint}: does not fit the model of the config; missing: {shorten(lacking, 8)}')
     model.dataset_meta = loaded.get('meta', {}).get('dataset_meta', {})
     return model
