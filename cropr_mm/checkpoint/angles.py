@@ -6,7 +6,8 @@ Nothing in the names or shapes of weights tells, but some files carry the angles
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import Callable, Tuple
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch import Tensor
 # Files may hold them in half precision; another formula is off by far more.
 TOLERANCE = 0.1
 
-Angles = Callable[[tuple[int, int]], 'Tensor | None']
+Angles = Callable[[Tuple[int, int]], 'Tensor | None']
 
 
 def check_angles(state: Mapping[str, Tensor], angles: Angles) -> None:

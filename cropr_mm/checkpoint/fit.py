@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from typing import Dict
 
 import torch
 from mmengine.logging import MMLogger
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from .resize import resize_patch_embedding, resize_position_embedding
 
-State = dict[str, Tensor]
+State = Dict[str, Tensor]
 _PATCHES = 'patch_embed.proj.weight'
 
 

@@ -29,6 +29,7 @@ from torch import nn
 
 from ..checkpoint.deploy import load_what_fits
 from ..checkpoint.files import shorten
+from ..compat import remove_prefix
 from ..config_types import is_type
 from .safe_load import check_checkpoint
 
@@ -298,7 +299,7 @@ def load_model(cfg: Config, checkpoint: str) -> nn.Module:
         check_checkpoint(checkpoint)
     model = build_model(cfg)
     loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
-    weights = {name.removeprefix('module.'): value for name, value in loaded.get('state_dict', loaded).items()}
+    weights = {remove_prefix(name, 'module.'): value for name, value in loaded.get('state_dict', loaded).items()}
     missing = set(load_what_fits(model, weights, f'{checkpoint}:').missing_keys)
     lacking = [name for name, _ in model.named_parameters() if name in missing]
     if lacking:

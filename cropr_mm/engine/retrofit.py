@@ -11,6 +11,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from ..compat import remove_prefix
 from ..models.vit import CroprViT
 
 _RANDOM_OR_STATISTICS = (_BatchNorm, _InstanceNorm, _DropoutNd, nn.MultiheadAttention)
@@ -34,7 +35,7 @@ def check_fits(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     Raises:
         ValueError: lists what is missing or of another shape.
     """
-    weights = {name.removeprefix('module.'): value for name, value in weights.items()}
+    weights = {remove_prefix(name, 'module.'): value for name, value in weights.items()}
     wrong = []
     for name, value in model.state_dict().items():
         if '.pruners.' in f'.{name}':

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from typing import Callable
 
 import torch
 import torch.nn.functional as F

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from ...compat import autocast_dtype
 from ..layers import Mlp, init_vit_weights
 from .base import BasePruner
 
@@ -105,8 +106,9 @@ class CroprPruner(BasePruner):
     def predict(self, tokens: Tensor, index: Tensor) -> Any:
         x = tokens.detach() if self.stop_gradient else tokens
         x = x if self.input_norm is None else self.input_norm(x)
-        if torch.is_autocast_enabled(x.device.type):
-            x = x.to(torch.get_autocast_dtype(x.device.type))  # once, not once for keys and once for values
+        dtype = autocast_dtype(x.device.type)
+        if dtype is not None:
+            x = x.to(dtype)  # once, not once for keys and once for values
         q = self.queries if self.q_proj is None else self.q_proj(self.queries)
         k, v = x if self.k_proj is None else self.k_proj(x), x if self.v_proj is None else self.v_proj(x)
         q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(-2, -3) for t in (q.to(k.dtype), k, v))
