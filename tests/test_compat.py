@@ -11,17 +11,17 @@ from cropr_mm import compat
 
 @pytest.fixture(params=['here', 'before 2.4'])
 def autocast_api(request, monkeypatch):
-    if request.param != 'here':
-        ours = torch.is_autocast_enabled
-        by_device = hasattr(torch, 'get_autocast_dtype')
-        monkeypatch.delattr(torch, 'get_autocast_dtype', raising=False)
-        if by_device:  # newer versions warn that the functions without a device are old
-            monkeypatch.setattr(torch, 'is_autocast_cpu_enabled', lambda: ours('cpu'))
-            monkeypatch.setattr(torch, 'is_autocast_enabled', lambda: ours('cuda'))
+    if request.param == 'before 2.4' and hasattr(torch, 'get_autocast_dtype'):
+        old = SimpleNamespace(
+            is_autocast_enabled=lambda: torch.is_autocast_enabled('cuda'),
+            is_autocast_cpu_enabled=lambda: torch.is_autocast_enabled('cpu'),
+            get_autocast_gpu_dtype=lambda: torch.get_autocast_dtype('cuda'),
+            get_autocast_cpu_dtype=lambda: torch.get_autocast_dtype('cpu'),
+        )
+        monkeypatch.setattr(compat, 'torch', old)
 
 
 @pytest.mark.usefixtures('autocast_api')
-@pytest.mark.filterwarnings('ignore::DeprecationWarning')
 def test_the_precision_of_autocast_is_that_of_its_device():
     assert compat.autocast_dtype('cpu') is None and compat.autocast_dtype('cuda') is None
     with torch.autocast('cpu', dtype=torch.bfloat16):
