@@ -369,7 +369,15 @@ class CroprViT(BaseModule):
 
         Args:
             options: for ``torch.compile``, such as ``mode='max-autotune-no-cudagraphs'``.
+
+        Raises:
+            RuntimeError: PyTorch 2.1 and windows, which its compiler cannot follow.
         """
+        if self.window_size is not None and torch.__version__.startswith('2.1.'):
+            raise RuntimeError(
+                f'compile_blocks: window_size={self.window_size} and torch {torch.__version__}, which cannot compile '
+                'attention within windows; newer versions of PyTorch can'
+            )
         for block in self.blocks:
             block.compile(**{'dynamic': True, **options})
 

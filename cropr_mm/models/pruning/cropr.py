@@ -161,7 +161,8 @@ def _dot(vector: Tensor, x: Tensor) -> Tensor:
     # A row times a matrix, which reads the tokens behind the prefix in place: matmul would copy them first, and
     # a matrix times a column takes 15 times as long on a CPU.
     if vector.dtype == x.dtype != torch.float32 and sums_in_float32(x.device, x.dtype):
-        return torch.bmm(vector.expand(len(x), 1, -1), x.transpose(1, 2), out_dtype=torch.float32).squeeze(1)
+        row, matrix = vector.expand(len(x), 1, -1), x.transpose(1, 2)
+        return torch.bmm(row, matrix, out_dtype=torch.float32).squeeze(1)  # since PyTorch 2.8
     return torch.bmm(vector.float().expand(len(x), 1, -1), x.float().transpose(1, 2)).squeeze(1)
 
 
@@ -172,7 +173,7 @@ def sums_in_float32(device: torch.device, dtype: torch.dtype) -> bool:
         return False
     row = torch.ones(1, 1, 1, dtype=dtype, device=device)
     try:
-        return torch.bmm(row, row, out_dtype=torch.float32).dtype == torch.float32
+        return torch.bmm(row, row, out_dtype=torch.float32).dtype == torch.float32  # since PyTorch 2.8
     except (TypeError, RuntimeError):  # NotImplementedError is a RuntimeError
         return False
 
