@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import torch
 
-if sys.version_info >= (3, 9):
-    remove_prefix = str.removeprefix
-else:
 
-    def remove_prefix(text: str, prefix: str) -> str:
-        """``text.removeprefix(prefix)``."""
-        return text[len(prefix) :] if text.startswith(prefix) else text
+def remove_prefix(text: str, prefix: str) -> str:
+    """``text.removeprefix(prefix)``, which Python has since 3.9."""
+    return text[len(prefix) :] if text.startswith(prefix) else text
 
 
 # Since PyTorch 2.3 for everyone; torch.compile knows the other one, which returns False, and takes it for True.

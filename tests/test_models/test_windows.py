@@ -195,6 +195,8 @@ def test_wrong_settings_are_named(settings, message):
 @pytest.mark.parametrize('family', ['vit', 'eva02'])
 def test_compilers_see_one_graph_whatever_tokens_are_kept(family):
     """No shape depends on the data: what was captured for one batch is right for another."""
+    if torch.__version__.startswith('2.1.'):
+        pytest.skip('torch.export of PyTorch 2.1 cannot unpack a generator')
     settings = dict(window_size=3, global_blocks=(-1,), img_size=32, arch=dict(class_token=False))
     model = small_vit(family, dict(pruner=cropr(), rate=10), **settings).eval()
 
