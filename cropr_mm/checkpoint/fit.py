@@ -42,8 +42,9 @@ def fit(
         # Models that pool by average have their final norm behind the pooling.
         state = {re.sub('^fc_norm', 'norm', name): value for name, value in state.items()}
     state = {name: value for name, value in state.items() if not name.startswith('fc_norm.')}
-    if 'norm.weight' not in own:
+    if 'norm.weight' not in own and any(name.startswith('norm.') for name in state):
         state = {name: value for name, value in state.items() if not name.startswith('norm.')}
+        notes.append('final norm left out, as final_norm=False')
     notes += _add_zero_bias(state, own)
     for i in _blocks(own):
         _fit_attention(state, own, f'blocks.{i}.attn.')
