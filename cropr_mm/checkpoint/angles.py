@@ -33,8 +33,8 @@ def check_angles(state: Mapping[str, Tensor], angles: Angles) -> None:
     for name, found, expected in (*_eva02(state, angles), *_dinov3(state, angles)):
         if expected is None or not _same(found, expected):
             raise ValueError(
-                f'its rotary angles ({name}) are not those of this model (arch.rotary, arch.rotary_ref), so its '
-                'outputs would not be either'
+                f'its rotary angles are not those of this model ({name}; arch.rotary, arch.rotary_ref), so its outputs '
+                'would not be either'
             )
 
 
