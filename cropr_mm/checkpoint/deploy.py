@@ -115,13 +115,33 @@ def load_what_fits(model: nn.Module, weights: Mapping[str, Tensor], source: str)
     For the arguments see :func:`load_strictly`.
 
     Raises:
-        ValueError: names what is of another shape.
+        ValueError: names what is of another shape, or what a CroprViT does not take.
     """
     try:
-        return model.load_state_dict(dict(weights), strict=False)
+        return model.load_state_dict(weights, strict=False)
+    except ValueError as error:
+        raise ValueError(f'{source} {error}') from error
     except RuntimeError as error:  # shapes
         lines = [line.strip() for line in str(error).splitlines()[1:]]
         raise ValueError(f'{source} does not fit the model of the config ({shorten(lines, 3)})') from error
+
+
+def load_every_parameter(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Load weights that must leave no parameter as it was; what is left over does not matter.
+
+    For the arguments see :func:`load_strictly`.
+
+    Raises:
+        ValueError: names what is missing or of another shape.
+    """
+    missing = {name.replace('_fsdp_wrapped_module.', '') for name in load_what_fits(model, weights, source).missing_keys}
+    names = [name.replace('_fsdp_wrapped_module.', '') for name, _ in model.named_parameters()]
+    lacking = [name for name in names if name in missing]
+    if lacking:
+        raise ValueError(
+            f'{source} does not fit the model of the config; missing, so that it would stay random: '
+            f'{shorten(lacking, 8)}'
+        )
 
 
 def fold_into(trained: nn.Module, deployed: nn.Module, tolerance: float = TOLERANCE) -> float:

@@ -49,7 +49,7 @@ def fit(
     for i in _blocks(own):
         _fit_attention(state, own, f'blocks.{i}.attn.')
         _fit_swiglu(state, own, f'blocks.{i}.mlp.')
-    notes += _fit_positions(state, own, grid, old_grid)
+    notes += fit_positions(state, own, grid, old_grid)
     notes += _fit_patches(state, own)
     if 'cls_token' in state and 'cls_token' not in own:  # detectors with windows are built without
         del state['cls_token']
@@ -135,9 +135,10 @@ def _fit_swiglu(state: State, own: Mapping[str, Tensor], place: str) -> None:
 # --- embeddings -----------------------------------------------------------------------------------------------
 
 
-def _fit_positions(
+def fit_positions(
     state: State, own: Mapping[str, Tensor], grid: tuple[int, int], old_grid: tuple[int, int] | None
 ) -> list[str]:
+    """Resize the position embedding, and move that of prefix tokens to where the model has it; see :func:`fit`."""
     if 'pos_embed' not in state or 'pos_embed' not in own:
         return []
     positions = state['pos_embed']

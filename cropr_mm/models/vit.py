@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..checkpoint import load_init_cfg, resize_position_embedding
+from ..checkpoint.state_dict import begin_loading, end_loading
 from ..config_types import check_flag, check_integer, is_integer, is_number, is_type
 from ..tokens import SparseFeature
 from .archs import resolve_arch
@@ -140,6 +141,8 @@ class CroprViT(BaseModule):
         self._freeze()
         self.pruning_progress = 1.0
         self.prune_listeners: list[PruneListener] = []
+        self.register_load_state_dict_post_hook(end_loading)
+        self.scorers_are_new = False  # a checkpoint without scorers was loaded, and they have not trained since
         self.aux_is_read = False  # set by CroprHook, which reads the auxiliary losses of every step
 
     # --- construction -----------------------------------------------------------------------------------------
@@ -208,6 +211,12 @@ class CroprViT(BaseModule):
         # A position embedding of 64 tokens may be of 8 × 8 or of 4 × 16 patches; loading into another grid must know.
         if prefix[:-1] in getattr(destination, '_metadata', {}):
             destination._metadata[prefix[:-1]]['grid'] = self.grid
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool, *lists: list[str]
+    ) -> None:
+        self._loading = begin_loading(self, state_dict, prefix, local_metadata, *lists)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
 
     # --- forward ----------------------------------------------------------------------------------------------
 
