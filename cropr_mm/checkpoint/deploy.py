@@ -134,7 +134,9 @@ def load_every_parameter(model: nn.Module, weights: Mapping[str, Tensor], source
     Raises:
         ValueError: names what is missing or of another shape.
     """
-    missing = {name.replace('_fsdp_wrapped_module.', '') for name in load_what_fits(model, weights, source).missing_keys}
+    missing = {
+        name.replace('_fsdp_wrapped_module.', '') for name in load_what_fits(model, weights, source).missing_keys
+    }
     names = [name.replace('_fsdp_wrapped_module.', '') for name, _ in model.named_parameters()]
     lacking = [name for name in names if name in missing]
     if lacking:

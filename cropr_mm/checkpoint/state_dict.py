@@ -130,7 +130,7 @@ def end_loading(model: Any, keys: Any) -> None:
 
 
 def weights_of(checkpoint: Mapping[str, Any]) -> OrderedDict[str, Tensor]:
-    """The weights in a checkpoint as mmengine saves it, without ``module.`` in front, with the metadata of the model."""
+    """The weights in a checkpoint of mmengine, without ``module.`` before their names, and the model's metadata."""
     state = checkpoint.get('state_dict', checkpoint)
     weights: OrderedDict[str, Tensor] = OrderedDict(
         (re.sub(r'^module\.', '', name), value) for name, value in state.items() if isinstance(value, Tensor)

@@ -144,12 +144,14 @@ class CroprViT(BaseModule):
         self.register_load_state_dict_post_hook(end_loading)
         self.scorers_are_new = False  # a checkpoint without scorers was loaded, and they have not trained since
         self.aux_is_read = False  # set by CroprHook, which reads the auxiliary losses of every step
+        self._learns = False  # whether the last forward was a training step
 
     # --- construction -----------------------------------------------------------------------------------------
 
     def _resolve_blocks(self, key: str, blocks: int | Sequence[int], at_least: int = 1) -> tuple[int, ...]:
-        listed = isinstance(blocks, Sequence) and not isinstance(blocks, str)
-        wanted = tuple(blocks) if listed else (blocks,)  # type: ignore[arg-type]
+        wanted: tuple[Any, ...] = (blocks,)
+        if isinstance(blocks, Sequence) and not isinstance(blocks, str):
+            wanted = tuple(blocks)
         valid = all(is_integer(i) and -self.depth <= i < self.depth for i in wanted)
         resolved = tuple(i % self.depth for i in wanted) if valid else ()
         if not valid or len(resolved) < at_least or list(resolved) != sorted(set(resolved)):
@@ -249,8 +251,14 @@ class CroprViT(BaseModule):
         modules = self._leaving(grid)
         pruned = any(count for _, count in modules.values())
         handicap = self._handicap(images) if pruned else images.new_empty(0)
-        self._start_auxiliary()
+        if pruned and self.scorers_are_new and not self.training:
+            raise RuntimeError(
+                'CroprViT: the checkpoint that was loaded has no scorers, and they have not trained since, so that '
+                'chance would prune. Load a checkpoint of the pruned model, train the scorers '
+                '(CroprHook, retrofit=True for them alone), or set pruning=None'
+            )
         learning = self.training and torch.is_grad_enabled()
+        self._start_auxiliary(learning)
         for i in range(self.out_indices[-1] + 1):
             last = i == self.depth - 1
             if last and self.fusion and aside:
@@ -379,16 +387,23 @@ class CroprViT(BaseModule):
 
     # --- auxiliary losses -------------------------------------------------------------------------------------
 
-    def _start_auxiliary(self) -> None:
-        if not self.training:
+    def _start_auxiliary(self, learning: bool) -> None:
+        if self._learns != learning:  # (an evaluation changes nothing, so that it exports)
+            self._learns = learning
+        if not learning:
             return  # an evaluation in between must not hide that what a step showed went unused
-        if not self.aux_is_read and self._auxiliary:
+        if self._auxiliary:
+            advice = "Add custom_hooks=[dict(type='CroprHook')] to the config"
+            if self.aux_is_read:
+                advice = (
+                    "CroprHook reads them where the model is called with mode='loss', as train_step does: call it so"
+                )
             raise RuntimeError(
                 'CroprViT: the auxiliary predictions of the last training step were not used, so the pruners learn '
-                "nothing. Add custom_hooks=[dict(type='CroprHook')] to the config, or add "
-                'backbone.aux_losses(data_samples) to your loss; a pruner without parameters (RandomPruner) '
-                'needs neither.'
+                f'nothing. {advice}, or add backbone.aux_losses(data_samples) to your loss after each forward. A '
+                'pruner without parameters (RandomPruner) needs neither.'
             )
+        self.scorers_are_new = False
         self._auxiliary.start([self._pruner(module) for module in range(len(self.pruners))])
 
     def aux_losses(self, data_samples: Sequence[Any]) -> dict[str, Tensor]:
@@ -399,9 +414,14 @@ class CroprViT(BaseModule):
 
         Returns:
             ``'loss_aux'``, the sum over all modules, to be added to the model's loss with weight 1, and
-            ``'aux.{i}'``, the detached value of each module, for the log. Empty where there is nothing to train.
+            ``'aux.{i}'``, the detached value of each module, for the log. Empty where there is nothing to train, and
+            where the last forward was an evaluation.
         """
-        return self._auxiliary.losses(data_samples)
+        return self._auxiliary.losses(data_samples) if self._learns else {}
+
+    def forget_aux(self) -> None:
+        """Drop what the last forward kept for its auxiliary losses; for forwards that are no training step."""
+        self._auxiliary.forget()
 
     # --- speed and deployment ---------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ...config_types import check_integer, is_integer, is_number
 
@@ -103,9 +104,7 @@ class Schedule:
         plan = {int(b) if isinstance(b, str) and b.isdecimal() else b: ratio for b, ratio in keep.items()}
         order = self._check_blocks(list(plan), last, 'keep')
         ratios = tuple(plan[b] for b in order)
-        if any(not is_number(r) or not 0 < r <= 1 for r in ratios) or any(
-            a < b for a, b in zip(ratios, ratios[1:])
-        ):
+        if any(not is_number(r) or not 0 < r <= 1 for r in ratios) or any(a < b for a, b in zip(ratios, ratios[1:])):
             raise ValueError(
                 f'pruning.keep={dict(keep)}; ratios above 0, at most 1 and falling from block to block are expected'
             )
@@ -116,7 +115,7 @@ class Schedule:
             )
         return order, ratios
 
-    def _solve_rate(self, target: float) -> float:
+    def _solve_rate(self, target: Any) -> float:
         most = (self.num_patches - 1) / self.num_patches
         if not is_number(target) or not 0 <= target <= most:
             raise ValueError(
@@ -126,7 +125,7 @@ class Schedule:
         return float(target) / len(self.blocks)
 
     def _check_rate(self) -> None:
-        rate = self.rate
+        rate: Any = self.rate
         if not is_number(rate) or rate < 0:
             raise ValueError(f'pruning.rate={rate!r}; an integer (tokens) or a share between 0 and 1 is expected')
         if not isinstance(rate, int) and not rate < 1:
