@@ -46,7 +46,9 @@ class Loading:
         """What has come to the lists since; names without the prefix."""
         cut = len(self.prefix)
         missing, unexpected, errors = (part[length:] for part, length in zip(self.lists, self.lengths))
-        return [[name[cut:] for name in missing], [name[cut:] for name in unexpected], errors]
+        shown = [_MISMATCH.sub(r'\1 \2, expected \3', error.strip()) for error in errors]
+        shown = [text[cut:] if text.startswith(self.prefix) else text for text in shown]
+        return [[name[cut:] for name in missing], [name[cut:] for name in unexpected], shown]
 
 
 def begin_loading(
@@ -100,7 +102,7 @@ def end_loading(model: Any, keys: Any) -> None:
     loading: Loading = model.__dict__.pop('_loading')
     missing, unexpected, errors = loading.found()
     # An auxiliary head is of the task, as the other heads are; without its weights a scorer is as it was.
-    shapes = [_MISMATCH.sub(r'\1 \2, expected \3', error.strip()) for error in errors if '.aux_head.' not in error]
+    shapes = [text for text in errors if '.aux_head.' not in text]
     extra = [name for name in unexpected if not name.startswith('pruners.')]
     scorers = {n for n, _ in model.named_parameters() if n.startswith('pruners.') and '.aux_head.' not in n}
     absent = scorers.intersection(missing)
