@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from ..checkpoint.state_dict import weights_of
 from ..models.vit import CroprViT
 from .curriculum import Curriculum
-from .retrofit import check_fits, check_start, freeze_all_but_pruners, modules_to_evaluate, wrap_again
+from .retrofit import check_fits, check_start, check_wrapper, freeze_all_but_pruners, modules_to_evaluate, wrap_again
 
 
 @HOOKS.register_module()
@@ -62,6 +62,7 @@ class CroprHook(Hook):
         if runner._resume:
             _check_size(_unwrap(runner.model), weights)
         elif self.retrofit:
+            check_wrapper(runner.model)
             check_fits(_unwrap(runner.model), weights)
 
     def before_train(self, runner: Runner) -> None:

@@ -21,6 +21,13 @@ from ..models.vit import CroprViT
 _RANDOM_OR_STATISTICS = (_BatchNorm, _InstanceNorm, _DropoutNd, nn.MultiheadAttention)
 
 
+def check_wrapper(model: nn.Module) -> None:
+    """Raise ValueError where a distributed wrapper cannot train a part of the parameters."""
+    ddp = isinstance(model, DistributedDataParallel) and not isinstance(model, MMSeparateDistributedDataParallel)
+    if is_model_wrapper(model) and not ddp:
+        raise ValueError(f'CroprHook.retrofit=True with {type(model).__name__}; one process or DDP is expected')
+
+
 def check_fits(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """See that a checkpoint has every weight that will be frozen, by loading it.
 
@@ -65,12 +72,9 @@ def wrap_again(runner: Runner) -> None:
     Raises:
         ValueError: another wrapper.
     """
+    check_wrapper(runner.model)
     if not is_model_wrapper(runner.model):
         return
-    if not isinstance(runner.model, DistributedDataParallel) or isinstance(
-        runner.model, MMSeparateDistributedDataParallel
-    ):
-        raise ValueError(f'CroprHook.retrofit=True with {type(runner.model).__name__}; one process or DDP is expected')
     model, strategy = runner.model.module, getattr(runner, 'strategy', None)
     runner.model = None
     if strategy is not None:  # of a FlexibleRunner

@@ -188,7 +188,8 @@ def _check(arch: Arch) -> None:
     multiple = 4 * arch.num_heads if arch.rotary else arch.num_heads
     if arch.embed_dim % multiple:
         raise ValueError(
-            f'arch.embed_dim={arch.embed_dim} with {arch.num_heads} heads; a multiple of {multiple} is expected'
+            f'arch.embed_dim={arch.embed_dim} with arch.num_heads={arch.num_heads}; a multiple of {multiple} is '
+            'expected'
         )
     scale = arch.layer_scale
     if scale is not None and (not is_number(scale) or scale < 0):

@@ -36,7 +36,12 @@ SCORERS = (dict(config=DENSE), 'w.pth: does not fit the model of the config; mis
         (*SCORERS, ['--tta'], False),
         (*SCORERS, [], True),
         (dict(without='decode_head.conv_seg'), 'missing: decode_head.conv_seg.weight', ['--tta'], False),
-        (dict(without='backbone.norm'), 'the checkpoint does not fit the CroprViT of the config (missing: norm.', [], True),
+        (
+            dict(without='backbone.norm'),
+            'the checkpoint does not fit the CroprViT of the config (missing: norm.',
+            [],
+            True,
+        ),
         (dict(without='backbone'), 'missing: backbone.cls_token', [], False),
     ],
     ids=['no scorers', 'tta', 'ema', 'half a head', 'half a backbone', 'no backbone'],
