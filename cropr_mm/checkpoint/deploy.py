@@ -119,7 +119,7 @@ def load_what_fits(model: nn.Module, weights: Mapping[str, Tensor], source: str)
     try:
         return model.load_state_dict(weights, strict=False)
     except ValueError as error:
-        raise ValueError(f'{source} {error}') from error
+        raise ValueError(f'{source.rstrip(":")}: {error}') from error
     except RuntimeError as error:  # shapes
         lines = [line.strip() for line in str(error).splitlines()[1:]]
         raise ValueError(f'{source} does not fit the model of the config ({shorten(lines, 3)})') from error
