@@ -27,9 +27,8 @@ from mmengine.registry import HOOKS, MODELS, RUNNERS, DefaultScope
 from mmengine.runner import CheckpointLoader, Runner, find_latest_checkpoint
 from torch import nn
 
-from ..checkpoint.deploy import load_what_fits
-from ..checkpoint.files import shorten
-from ..compat import remove_prefix
+from ..checkpoint.deploy import load_every_parameter
+from ..checkpoint.state_dict import weights_of
 from ..config_types import is_type
 from .safe_load import check_checkpoint
 
@@ -299,10 +298,6 @@ def load_model(cfg: Config, checkpoint: str) -> nn.Module:
         check_checkpoint(checkpoint)
     model = build_model(cfg)
     loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
-    weights = {remove_prefix(name, 'module.'): value for name, value in loaded.get('state_dict', loaded).items()}
-    missing = set(load_what_fits(model, weights, f'{checkpoint}:').missing_keys)
-    lacking = [name for name, _ in model.named_parameters() if name in missing]
-    if lacking:
-        raise ValueError(f'{checkpoint}: does not fit the model of the config; missing: {shorten(lacking, 8)}')
+    load_every_parameter(model, weights_of(loaded), f'{checkpoint}:')
     model.dataset_meta = loaded.get('meta', {}).get('dataset_meta', {})
     return model

@@ -14,7 +14,7 @@ from mmengine.registry import MODELS
 from cropr_mm import CroprHook, CroprViT
 from cropr_mm.engine.curriculum import Curriculum
 from cropr_mm.engine.launch import build_model, build_runner, register_library
-from cropr_mm.engine.retrofit import check_wrapper
+from cropr_mm.engine.retrofit import check_start
 
 from ..test_heads.steps import det_batch, seg_batch, shrink, step
 from ..test_heads.table import Entry
@@ -127,16 +127,6 @@ def sharded_average():
                              custom_hooks=[dict(type='EMAHook')])))  # fmt: skip
 
 
-def half_of_ddp():
-    torch.distributed.init_process_group('gloo', store=torch.distributed.HashStore(), rank=0, world_size=1)
-    try:
-        from mmengine.model import MMDistributedDataParallel
-
-        check_wrapper(MMDistributedDataParallel(torch.nn.Linear(2, 2)))
-    finally:
-        torch.distributed.destroy_process_group()
-
-
 def pyramid_first():
     MODELS.build(dict(type='SimpleFeaturePyramid', in_channels=16))(vit()(torch.randn(1, 3, 32, 32)))
 
@@ -157,7 +147,7 @@ ERRORS = [
     lambda: vit(global_blocks=(2,)),
     lambda: Curriculum(ramp=0.7, begin=0.7),
     lambda: Curriculum(by_epoch=True).check(SimpleNamespace(train_loop=SimpleNamespace())),
-    half_of_ddp,
+    lambda: check_start(vit(), False),
     sharded_average,
 ]
 

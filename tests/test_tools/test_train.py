@@ -107,7 +107,7 @@ def test_retrofit_starts_from_a_dense_checkpoint_and_runs_in_two_processes(data_
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = str(free.getsockname()[1])
-    start = ['load_from=dense/iter_1.pth', 'find_unused_parameters=True']
+    start = ['load_from=dense/iter_1.pth']
     command = [str(ROOT / 'tools' / 'dist_train.sh'), str(config), '2', '--no-validate', '--work-dir', 'two']
     run = subprocess.run([*command, '--resume', *few_iterations(3, 2, start)], env=dict(environment(), PORT=port),
                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
