@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from ..models.vit import CroprViT
+from .checks import warn_before_training
 from .curriculum import Curriculum
 from .retrofit import check_fits, check_wrapper, evaluate_all_but_pruners, freeze_all_but_pruners
 
@@ -70,6 +71,7 @@ class CroprHook(Hook):
                     'initial weights, and the rest of it never changes'
                 )
         self._set_progress(runner)
+        warn_before_training(runner)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         self._set_progress(runner)
