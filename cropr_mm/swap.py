@@ -328,7 +328,7 @@ def _warn(cfg: Config, vit: CroprViT, key: str) -> None:
                 'bgr_to_rgb=True and a mean and std of their own',
                 logging.WARNING,
             )
-    optimizer = (cfg.get('optim_wrapper') or {}).get('optimizer')
+    optimizer = (cfg.get('optim_wrapper') or {}).get('optimizer') or {}
     if is_type(optimizer, 'SGD'):
         _log(sgd_warning('optim_wrapper.optimizer', optimizer.get('lr')), logging.WARNING)
     if cfg.get('load_from'):

@@ -118,7 +118,7 @@ def config_warnings(cfg: Config) -> list[str]:
 def sgd_warning(where: str, lr: Any) -> str:
     return (
         f"{where}: the optimizer is SGD at lr={lr}, as a ResNet's schedules have it; a plain ViT hardly learns with "
-        f'it, or diverges. Write {ADAMW}, and in param_scheduler an eta_min well below that lr (mmsegmentation has 1e-4)'
+        f'it, or diverges. Write {ADAMW}, and in param_scheduler an eta_min well below that lr (mmsegmentation: 1e-4)'
     )
 
 
@@ -139,7 +139,7 @@ def label_warnings(model: nn.Module) -> list[str]:
 
     Silent where a difference can be meant: label maps of stuff and things beside boxes, heads of one class (RPN).
     """
-    messages = []
+    messages: list[str] = []
     for name, backbone in model.named_modules():
         if not isinstance(backbone, CroprViT):
             continue
@@ -156,18 +156,23 @@ def _differences(key: str, aux_head: Any, owner: nn.Module) -> Iterator[str]:
     if not isinstance(classes, int):
         return
     for name, heads in _main_heads(owner):
-        known = {head.num_classes for head in heads if isinstance(getattr(head, 'num_classes', None), int)}
+        known = _numbers(heads, 'num_classes')
         if known and min(known) > 1 and classes not in known:
             yield (
                 f'{key}.num_classes={classes}, but {name}.num_classes={min(known)}: both learn from the same labels, '
                 'so both are expected to be the number of classes of the data set'
             )
-        known = {head.ignore_index for head in heads if isinstance(getattr(head, 'ignore_index', None), int)}
+        known = _numbers(heads, 'ignore_index')
         if known and isinstance(ignored, int) and ignored not in known:
             yield (
                 f'{key}.ignore_index={ignored}, but {name}.ignore_index={min(known)}: the scorers learn from pixels '
                 f'that the head ignores; set {key}.ignore_index={min(known)}'
             )
+
+
+def _numbers(heads: list[nn.Module], name: str) -> set[int]:
+    values: list[Any] = [getattr(head, name, None) for head in heads]
+    return {value for value in values if isinstance(value, int)}
 
 
 def _main_heads(owner: nn.Module) -> Iterator[tuple[str, list[nn.Module]]]:
