@@ -115,7 +115,7 @@ def note_stride(level: Tensor, stride: int | None) -> None:
 
     Not while a graph is made of the model (tracing, compiling, exporting), where nothing can be compared.
     """
-    if stride is not None and not torch.jit.is_tracing() and not torch._dynamo.is_compiling():
+    if stride is not None and not torch.jit.is_tracing() and not torch.compiler.is_compiling():
         level.cropr_stride = stride  # type: ignore[attr-defined]
 
 
