@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 
+from cropr_mm.engine import CroprHook
+from cropr_mm.engine.checks import TrainingChecks, config_warnings
 from cropr_mm.engine.damaged_data import name_damaged_files
 from cropr_mm.engine.launch import (
     add_run_arguments,
@@ -59,6 +61,10 @@ def main() -> None:
         check_data(cfg, ['train_dataloader', 'val_dataloader'])
         check_weights(cfg)
         runner = build_runner(cfg)
+    for message in config_warnings(cfg):
+        runner.logger.warning(message)
+    if not any(isinstance(hook, CroprHook) for hook in runner.hooks):
+        runner.register_hook(TrainingChecks())
     with name_damaged_files(runner):
         runner.train()
 

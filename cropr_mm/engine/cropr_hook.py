@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..checkpoint.state_dict import weights_of
 from ..models.vit import CroprViT
+from .checks import warn_before_training
 from .curriculum import Curriculum
 from .retrofit import check_fits, check_start, check_wrapper, freeze_all_but_pruners, modules_to_evaluate, wrap_again
 
@@ -76,6 +77,7 @@ class CroprHook(Hook):
             wrap_again(runner)
             self._evaluated = modules_to_evaluate(model)
         self._set_progress(runner)
+        warn_before_training(runner)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         self._set_progress(runner)

@@ -30,6 +30,7 @@ from torch import nn
 from ..checkpoint.deploy import load_every_parameter
 from ..checkpoint.state_dict import weights_of
 from ..config_types import is_type
+from .checks import check_config
 from .safe_load import check_checkpoint
 
 _SHARDING = ('FSDPStrategy', 'CroprFSDPStrategy')
@@ -67,6 +68,7 @@ def load_config(args: argparse.Namespace) -> Config:
     Raises:
         FileNotFoundError: There is no such config; the message names similar ones.
         ModuleNotFoundError: The library that the config is for is not installed.
+        ValueError: A CroprViT stands in the config, and what it replaces has not gone completely.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     path = Path(args.config).expanduser()
@@ -80,6 +82,7 @@ def load_config(args: argparse.Namespace) -> Config:
         cfg.merge_from_dict(args.cfg_options)
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or os.path.join('work_dirs', path.stem)
     register_library(cfg)
+    check_config(cfg)
     return cfg
 
 

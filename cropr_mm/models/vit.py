@@ -383,6 +383,7 @@ class CroprViT(BaseModule):
             grid,
             num_active=None if complete else active,
             prefix=x[:, :prefix] if prefix else None,
+            patch_size=self.patch_size,
         )
 
     # --- auxiliary losses -------------------------------------------------------------------------------------

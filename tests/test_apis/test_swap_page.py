@@ -76,6 +76,7 @@ def test_a_few_lines(tmp_path, monkeypatch):
         code = code.replace(long, short)
     exec(code, {})
     cfg = Config.fromfile('my_config_cropr.py')
+    assert cfg.optim_wrapper.optimizer.to_dict() == dict(type='AdamW', lr=1e-4, weight_decay=0.05)
     shrink(cfg.model, 96)
     step(cfg, lambda: seg_batch(cfg, Entry('', side=96)))
 
@@ -127,6 +128,34 @@ def sharded_average():
                              custom_hooks=[dict(type='EMAHook')])))  # fmt: skip
 
 
+def no_reinsertion():
+    torch.nn.Conv2d(16, 3, 1)(vit()(torch.randn(1, 3, 32, 32))[0])
+
+
+def no_reinsertion_for_shapes():
+    try:
+        vit()(torch.randn(1, 3, 32, 32))[0].size(0)
+    except AttributeError as error:
+        raise TypeError(*error.args) from error
+
+
+def other_stride():
+    maps = MODELS.build(dict(type='TokenReinsertion'))(vit()(torch.randn(1, 3, 32, 32)))
+    MODELS.build(dict(type='SimpleFeaturePyramid', in_channels=16))(maps)
+
+
+def old_arguments(**settings):
+    MODELS.build(dict(type='CroprViT', arch='vit-tiny', **settings))
+
+
+def level_of_the_old_backbone():
+    decode_head = pytest.importorskip('mmseg.models').FCNHead(in_channels=16, channels=4, num_classes=3, in_index=2)
+    try:
+        decode_head(MODELS.build(dict(type='TokenReinsertion'))(vit()(torch.randn(1, 3, 32, 32))))
+    except IndexError as error:
+        raise ValueError(*error.args) from error
+
+
 def pyramid_first():
     MODELS.build(dict(type='SimpleFeaturePyramid', in_channels=16))(vit()(torch.randn(1, 3, 32, 32)))
 
@@ -139,6 +168,12 @@ ERRORS = [
     wrong_class,
     lambda: vit(difficulty(rate=9)),
     lambda: vit(difficulty(target_ratio=1.0)),
+    no_reinsertion,
+    no_reinsertion_for_shapes,
+    other_stride,
+    lambda: old_arguments(pretrained='resnet.pth'),
+    lambda: old_arguments(depth=50),
+    level_of_the_old_backbone,
     pyramid_first,
     lambda: MODELS.build(dict(type='TokenReinsertion'))((torch.randn(1, 16, 4, 4),)),
     lambda: vit(dict(pruner=dict(type='AttentionPruner'), rate=4), arch=dict(class_token=False)),
