@@ -39,6 +39,7 @@ ONEDL = (
     'https://mmwheels.onedl.ai/{device}-torch2{minor}0/simple/onedl-mmcv/index.html',
 )
 STACKS = {'openmmlab': OPENMMLAB, 'onedl': ONEDL}
+DRIVERS = ('/dev/nvidiactl', '/dev/dxg')  # NVIDIA's, on Linux and in WSL
 BUILD_TOOLS = ('pip', 'wheel', 'ninja', 'psutil', 'packaging')
 # What tests compare with and users need not have: timm, mmpretrain, and what mmpretrain alone imports.
 _IMPORTED = ('einops', 'importlib-metadata', 'markdown', 'mat4py', 'model-index', 'ordered-set', 'zipp')
@@ -125,7 +126,7 @@ class Setup:
         self.site = self.venv / 'lib' / 'python{}.{}'.format(*python) / 'site-packages'
         self.stamp = self.venv / 'cropr_mm_setup.json'
         self.environ = {k: v for k, v in os.environ.items() if k not in ('PYTHONPATH', 'PYTHONHOME', 'PIP_TARGET')}
-        self.gpu = any(map(os.path.exists, ('/dev/nvidiactl', '/dev/dxg')))  # NVIDIA's driver on Linux and in WSL
+        self.gpu = any(map(os.path.exists, DRIVERS))
 
     def installed(self) -> dict[str, str]:
         """Packages of the environment and their versions, from the names of folders alone."""
@@ -221,10 +222,11 @@ class Setup:
     def install(self, *what: object) -> None:
         """Install with all that is there kept in its version: a conflict stops uv, and nothing is replaced."""
         kept = [f'{name}=={version}' for name, version in self.installed().items() if name != 'cropr-mm']
+        kept += ['numpy<2'] * (self.minor < 3)  # torch up to 2.2 is compiled for numpy 1
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / 'installed-already.txt'
-            file.write_text('\n'.join(kept + ['numpy<2'] * (self.minor < 3)))  # torch to 2.2 is compiled for numpy 1
-            constraints = f'{self.environ.get("UV_CONSTRAINT", "")} {file}'.strip()
+            file.write_text('\n'.join(kept))
+            constraints = f'{self.environ.get("UV_CONSTRAINT", "")} {file if kept else ""}'.strip()
             self.call(self.uv(), 'pip', 'install', '-p', self.python, *what, UV_CONSTRAINT=constraints)
 
     def folder(self, operators: str) -> Path:
