@@ -148,7 +148,7 @@ def test_a_compiled_mmcv_serves_the_next_environment_without_a_compiler(
 @pytest.mark.parametrize('step', ['torch==2.13.0', 'wheel', '--target', 'ftfy'])
 def test_an_interrupted_setup_can_be_repeated(world: World, step: str) -> None:
     (world.home / 'fails').write_text(step)
-    with pytest.raises(world.env.SetupError, match='repeat the command'):
+    with pytest.raises(world.env.SetupError, match='Repeat the command to go on'):
         world.setup()
     (world.home / 'fails').unlink()
     assert world.setup()[-1].words == ['-c', world.env.TRIAL]
@@ -224,6 +224,13 @@ def test_what_compiling_lacks_is_named_before_anything_is_asked(
         (world.home / 'c++').write_text('#!/bin/sh\necho Python.h: No such file >&2\nexit 1\n')
         (world.home / 'c++').chmod(0o755)
     with pytest.raises(world.env.SetupError, match=f'(?s){message}'):
+        world.setup()
+    assert world.asked() == []
+
+
+def test_a_number_of_jobs_that_is_none_is_named(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('MAX_JOBS', '0')
+    with pytest.raises(world.env.SetupError, match="MAX_JOBS='0'"):
         world.setup()
     assert world.asked() == []
 

@@ -183,6 +183,8 @@ class Setup:
     def check_compile(self) -> None:
         check_compiler()
         check_disk(cache_root(), 1, f'compiling mmcv in CROPR_MM_CACHE={cache_root()}')
+        if not re.fullmatch('[1-9][0-9]*', os.environ.get('MAX_JOBS') or '1'):
+            raise SetupError(f'MAX_JOBS={os.environ["MAX_JOBS"]!r}; valid: a whole number from 1 on')
         if os.environ.get('FORCE_CUDA') == '1' and not (os.environ.get('TORCH_CUDA_ARCH_LIST') or self.gpu):
             raise SetupError(
                 'FORCE_CUDA=1 without a GPU; valid: with TORCH_CUDA_ARCH_LIST, such as "8.0;9.0" (A100, H100)'
@@ -209,7 +211,10 @@ class Setup:
     def call(self, *command: object, **env: str) -> None:
         words = [str(word) for word in command]
         if subprocess.run(words, env={**self.environ, **env}).returncode:
-            raise SetupError(f'{" ".join(words[:3])} … failed, see above; repeat the command to go on')
+            raise SetupError(
+                f'{" ".join(words[:3])} … failed, see above. Repeat the command to go on; where versions conflict with '
+                f'what VENV={self.venv} has, choose another VENV, as nothing there is replaced'
+            )
 
     def uv(self) -> str:
         """The uv on the path, or else one of our own in the cache."""
