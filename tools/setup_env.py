@@ -41,8 +41,16 @@ ONEDL = (
 STACKS = {'openmmlab': OPENMMLAB, 'onedl': ONEDL}
 DRIVERS = ('/dev/nvidiactl', '/dev/dxg')  # NVIDIA's, on Linux and in WSL
 BUILD_TOOLS = ('pip', 'wheel', 'ninja', 'psutil', 'packaging')
-# What tests compare with and users need not have: timm, mmpretrain, and what mmpretrain alone imports.
-_IMPORTED = ('einops', 'importlib-metadata', 'markdown', 'mat4py', 'model-index', 'ordered-set', 'zipp')
+# What tests compare with and users need not have: timm, mmpretrain, and what mmpretrain alone imports (as of then).
+_IMPORTED = (
+    'einops<=0.8.1',
+    'importlib-metadata<=8.7.0',
+    'markdown<=3.9',
+    'mat4py',
+    'model-index',
+    'ordered-set',
+    'zipp<=3.23.0',
+)
 PARITY = ('timm==1.0.31', 'mmpretrain==1.2.0', *_IMPORTED)
 # Imports what users import and runs one compiled operator, on the GPU if there is one.
 TRIAL = """
