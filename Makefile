@@ -16,11 +16,11 @@ help:
 	@echo 'make data       write the sample data to data/sample'
 	@echo 'make setup      the environment that all of the above make first when it is missing'
 	@echo 'make clean      remove caches and build products (not $(VENV), data or work_dirs)'
-	@echo 'settings: PYTHON=$(PYTHON) (3.9 to 3.12) VENV=$(VENV) TORCH=$(TORCH) OPENMMLAB=$(OPENMMLAB) (or onedl)'
+	@echo 'settings: PYTHON=$(PYTHON) (3.8 to 3.12) VENV=$(VENV) TORCH=$(TORCH) OPENMMLAB=$(OPENMMLAB) (or onedl)'
 
 setup:
 	@$(PYTHON) -c 'from __future__ import annotations' 2>/dev/null || \
-	  { echo "set-up: PYTHON=$(PYTHON) does not run or is too old; valid: Python 3.9 to 3.12" >&2; exit 2; }
+	  { echo "set-up: PYTHON=$(PYTHON) does not run or is too old; valid: Python 3.8 to 3.12" >&2; exit 2; }
 	@$(PYTHON) tools/setup_env.py --venv '$(VENV)' --torch '$(TORCH)' --openmmlab '$(OPENMMLAB)'
 
 lint: setup

@@ -1,307 +1,312 @@
 """Make the environment that `make` works in: torch, the mm libraries around a compiled mmcv, and this package.
 
-Standard library only; run by the base Python. All checks come before the first download. mmcv is compiled from its
-source package against the installed torch (about 10 minutes on two cores) and kept in a cache outside the clone.
-Each step looks at what is there, so an interrupted set-up goes on where it was, and a ready one ends within a second.
+Standard library only; run by the base Python. uv makes the environment and installs into it; pip fetches or compiles
+mmcv, whose wheel stays in a cache outside the clone. Checks come before the first download. Each step looks at what is
+there and replaces nothing, so an interrupted set-up can be repeated, and a ready one ends within a second.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
+import ast
 import hashlib
+import importlib.util
 import json
 import os
+import platform
+import re
 import shutil
-import signal
 import subprocess
 import sys
-import tarfile
-import time
-from collections.abc import Iterator, Sequence
+import sysconfig
+import tempfile
+import urllib.request
 from pathlib import Path
-from typing import Callable
-
-from setup_checks import (
-    Installed,
-    SetupError,
-    Stack,
-    cache_root,
-    check_choices,
-    check_compiler,
-    check_disk,
-    check_environment,
-    check_venv_module,
-    compile_jobs,
-    wheel_key,
-)
 
 ROOT = Path(__file__).resolve().parents[1]
-# What tests compare with or train and users need not have. mmpretrain comes with what it imports and the mm
-# libraries do not bring. torchvision is named below: its version follows torch's.
-PARITY = (
-    'timm==1.0.31',
-    'mmpretrain==1.2.0',
-    'einops==0.8.1',
-    'importlib-metadata==8.7.0',
-    'markdown==3.9',
-    'mat4py==0.6.0',
-    'model-index==0.1.11',
-    'ordered-set==4.1.0',
-    'zipp==3.23.0',
+# mmcv and the setuptools that builds it, the libraries with what they import and do not declare, the oldest Python, and
+# the index of wheels of mmcv that others have built
+OPENMMLAB = (
+    ('mmcv==2.1.0', 'setuptools<80'),
+    ('mmengine==0.10.7', 'mmdet==3.3.0', 'mmsegmentation==1.2.2', 'ftfy', 'regex', 'six'),
+    (3, 8),
+    'https://download.openmmlab.com/mmcv/dist/{device}/torch2.{minor}.0/index.html',
 )
-# Imports what users import, runs one compiled operator.
-SMOKE_TEST = """
+ONEDL = (
+    ('onedl-mmcv==2.3.6', 'setuptools>=80,<82'),
+    ('onedl-mmengine==0.10.12', 'onedl-mmdetection==3.5.1', 'onedl-mmsegmentation==1.4.2'),
+    (3, 10),
+    'https://mmwheels.onedl.ai/{device}-torch2{minor}0/simple/onedl-mmcv/index.html',
+)
+STACKS = {'openmmlab': OPENMMLAB, 'onedl': ONEDL}
+DRIVERS = ('/dev/nvidiactl', '/dev/dxg')  # NVIDIA's, on Linux and in WSL
+BUILD_TOOLS = ('pip', 'wheel', 'ninja', 'psutil', 'packaging')
+# What tests compare with and users need not have: timm, mmpretrain, and what mmpretrain alone imports (as of then).
+_IMPORTED = (
+    'einops<=0.8.1',
+    'importlib-metadata<=8.7.0',
+    'markdown<=3.9',
+    'mat4py',
+    'model-index',
+    'ordered-set',
+    'zipp<=3.23.0',
+)
+PARITY = ('timm==1.0.31', 'mmpretrain==1.2.0', *_IMPORTED)
+# Imports what users import and runs one compiled operator, on the GPU if there is one.
+TRIAL = """
 import torch, mmengine, mmcv, mmdet.models, mmseg.models
-from mmcv.ops import nms
-assert len(nms(torch.tensor([[0., 0., 9., 9.], [0., 0., 9., 8.]]), torch.tensor([.9, .8]), 0.5)[1]) == 1
+from mmcv.ops import get_compiling_cuda_version, nms
+gpu = torch.cuda.is_available()
+if torch.version.cuda and get_compiling_cuda_version() == 'not available':
+    print('set-up: torch is a CUDA build, but mmcv has CPU operators only, as if compiled without a GPU; on one,',
+          'NMS and RoIAlign would fail. With CUDA operators, where nvcc is:',
+          'make setup VENV=another FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST="8.0;9.0" (A100, H100)')
+    assert not gpu, 'this machine has a GPU: take another VENV, or hide the GPU with CUDA_VISIBLE_DEVICES='
+boxes = torch.tensor([[0., 0., 9., 9.], [0., 0., 9., 8.]], device='cuda' if gpu else 'cpu')
+assert len(nms(boxes, boxes[:, 3] / 10, 0.5)[1]) == 1
 """
 
 
-def say(text: str, end: str = '\n') -> None:
-    print(text, end=end, flush=True)
+class SetupError(RuntimeError):
+    """Something that the user has to change before set-up can go on."""
+
+
+def cache_root() -> Path:
+    """``$CROPR_MM_CACHE``, else ``cropr_mm`` under ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    base = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
+    return Path(os.environ.get('CROPR_MM_CACHE') or f'{base}/cropr_mm').expanduser().absolute()
+
+
+def settings_of_pip() -> dict[str, str]:
+    """pip's indexes, links, constraints and certificates as variables of uv, which reads no settings of pip."""
+    names = {'index-url': 'UV_DEFAULT_INDEX', 'extra-index-url': 'UV_INDEX', 'find-links': 'UV_FIND_LINKS'}
+    names.update({'constraint': 'UV_CONSTRAINT', 'cert': 'SSL_CERT_FILE', 'no-index': 'UV_NO_INDEX'})
+    found = {'UV_INDEX_STRATEGY': 'unsafe-best-match'}  # all indexes count alike, as with pip
+    listed = subprocess.run([sys.executable, '-m', 'pip', 'config', 'list'], stdout=subprocess.PIPE, text=True).stdout
+    for line in sorted(listed.splitlines(), key=lambda line: line.startswith(':env:')):  # the environment counts most
+        key, _, value = line.partition('=')  # global.find-links='/opt/wheels'
+        name = names.get(key.rpartition('.')[2])
+        if name:
+            found[name] = (',' if name == 'UV_FIND_LINKS' else ' ').join(ast.literal_eval(value).split())
+    return found
+
+
+def check_disk(path: Path, gigabytes: float, what: str) -> None:
+    """Check that the disk that holds ``path`` (which may not exist yet) has room."""
+    path = next(folder for folder in (path, *path.parents) if folder.exists())
+    free = shutil.disk_usage(path).free / 10**9
+    if free < gigabytes:
+        raise SetupError(f'{what} needs {gigabytes:g} GB, {path} has {free:.1f} GB free; choose another place for it')
+
+
+def check_compiler() -> None:
+    """Check that a C++17 compiler and Python's headers are there, by compiling a few lines with them."""
+    command = [*(os.environ.get('CXX') or 'c++').split(), '-std=c++17', '-x', 'c++', '-fsyntax-only', '-']
+    command.append(f'-I{sysconfig.get_paths()["include"]}')
+    source = '#include <Python.h>\n#include <optional>\nstd::optional<int> found() { return 1; }\n'
+    try:
+        said = subprocess.run(command, input=source, stderr=subprocess.PIPE, text=True)
+        error = said.stderr if said.returncode else ''
+    except OSError as problem:
+        error = str(problem)
+    if error:
+        version = '.'.join(map(str, sys.version_info[:2]))
+        raise SetupError(
+            'mmcv has to be compiled, which needs a C++17 compiler (CXX; g++ 9, clang 9 or newer) and the headers of '
+            f'Python {version}. Found: {error[-2000:].strip()}\n'
+            f'On Debian and Ubuntu: apt install g++ python{version}-dev; on macOS: xcode-select --install'
+        )
 
 
 class Setup:
-    """The steps, in the order of :meth:`run`."""
+    """What the user chose, and the steps in the order of :meth:`run`."""
 
-    def __init__(self, venv: Path, torch: str, openmmlab: str) -> None:
-        self.venv = venv.absolute()
-        self.python = self.venv / 'bin' / 'python'
+    def __init__(self, venv: Path, torch: str, openmmlab: str, python: tuple[int, int] = sys.version_info[:2]) -> None:
+        if openmmlab not in STACKS:
+            raise SetupError(f'OPENMMLAB={openmmlab!r}; valid: {" or ".join(STACKS)}')
+        (self.mmcv, self.setuptools), self.libraries, oldest, self.index = STACKS[openmmlab]
+        if not oldest <= python <= (3, 12):
+            raise SetupError('PYTHON is Python {}.{}; valid here: {}.{} to 3.12'.format(*python, *oldest))
+        if not re.fullmatch(r'2\.[1-9]\d*\.\d+(\+\w+)?', torch):
+            raise SetupError(f'TORCH={torch!r}; valid: a full version from 2.1.0 on, such as 2.13.0')
+        self.torch, self.openmmlab, self.minor = torch, openmmlab, int(torch.split('.')[1])
+        self.venv, self.python, self.tag = venv.absolute(), venv.absolute() / 'bin' / 'python', 'cp{}{}'.format(*python)
+        self.site = self.venv / 'lib' / 'python{}.{}'.format(*python) / 'site-packages'
         self.stamp = self.venv / 'cropr_mm_setup.json'
-        self.log = self.venv / 'cropr_mm_setup.log'
-        self.torch = torch
-        self.openmmlab = openmmlab
-        self.stack: Stack = check_choices(torch, openmmlab, sys.version_info[:2])
         self.environ = {k: v for k, v in os.environ.items() if k not in ('PYTHONPATH', 'PYTHONHOME', 'PIP_TARGET')}
-        self.environ.update(PIP_DISABLE_PIP_VERSION_CHECK='1', PIP_NO_INPUT='1', PYTHONNOUSERSITE='1')
+        self.gpu = any(map(os.path.exists, DRIVERS))
 
-    # -- what is there --------------------------------------------------------------------------------------------
-    def state(self) -> dict[str, dict[str, str]]:
-        """What makes an environment ready: how it is made, and the packages in it."""
-        here = Path(__file__).parent
-        sources = [here / 'setup_env.py', here / 'setup_checks.py', ROOT / 'setup.cfg']
-        recipe = hashlib.sha256(b''.join(source.read_bytes() for source in sources)).hexdigest()
-        there = Installed(self.venv)
-        made = {'recipe': recipe, 'torch': there.torch or '', 'cropr_mm': there.urls.get('cropr-mm', '')}
-        return {'made': made, 'packages': there.versions}
+    def installed(self) -> dict[str, str]:
+        """Packages of the environment and their versions, from the names of folders alone."""
+        folders = (folder.stem.rpartition('-') for folder in self.site.glob('*.dist-info'))
+        return {re.sub('[-_.]+', '-', name).lower(): version for name, _, version in folders}
+
+    def lacks_mmcv(self) -> bool:
+        return self.mmcv.split('==')[0] not in self.installed()
+
+    def state(self) -> dict:
+        """What makes an environment ready."""
+        recipe = hashlib.sha256(Path(__file__).read_bytes() + (ROOT / 'setup.cfg').read_bytes()).hexdigest()
+        source = [file.read_text() for file in self.site.glob('cropr_mm-*.dist-info/direct_url.json')]
+        return {'made': [recipe, str(ROOT), source, self.gpu], 'packages': self.installed()}
 
     def ready(self) -> bool:
         """Whether nothing has changed since the last complete set-up; packages that were added do no harm."""
-        try:
-            before, now = json.loads(self.stamp.read_text()), self.state()
-            return bool(before['made'] == now['made'] and before['packages'].items() <= now['packages'].items())
-        except (OSError, ValueError, KeyError):
-            return False
+        before, now = json.loads(self.stamp.read_text()) if self.stamp.exists() else None, self.state()
+        return bool(before and before['made'] == now['made'] and before['packages'].items() <= now['packages'].items())
 
-    def cuda_ops(self) -> bool:
-        """Whether mmcv's own build would compile CUDA operators: torch is a CUDA build and sees a GPU."""
-        if not Installed(self.venv).cuda:
-            return False
-        probe = (
-            'import torch; from torch.utils.cpp_extension import CUDA_HOME; print(torch.cuda.is_available(), CUDA_HOME)'
-        )
-        out = subprocess.run([self.python, '-c', probe], env=self.environ, capture_output=True, text=True, check=True)
-        gpu, cuda_home = out.stdout.split()
-        if gpu == 'True' and cuda_home == 'None':
+    def check_environment(self) -> None:
+        """Check that an environment that is there already can become the wanted one with nothing replaced."""
+        there, where = self.installed(), f'VENV={self.venv}'
+        if self.venv.exists() and not ((self.venv / 'pyvenv.cfg').exists() and self.site.exists()):
             raise SetupError(
-                'torch sees a GPU, so mmcv is to be compiled with CUDA operators, but CUDA_HOME is unset and no '
-                f'nvcc found; install the CUDA toolkit {Installed(self.venv).cuda}, or hide the GPU: '
-                'CUDA_VISIBLE_DEVICES= make setup'
+                f'{where} is no virtual environment of PYTHON ({self.tag}); choose its Python or another VENV'
             )
-        return gpu == 'True'
-
-    # -- running commands -----------------------------------------------------------------------------------------
-    def call(
-        self,
-        what: str,
-        command: Sequence[object],
-        progress: Callable[[], str] = str,
-        keep: tuple[int, ...] = (),
-        **env: str,
-    ) -> None:
-        """Run a command with its output in the log; show the time it takes, and the end of the log if it fails.
-
-        ``keep`` are lock files that stay locked for as long as the command lives, should this process be killed.
-        """
-        say(what)
-        started, terminal = time.monotonic(), sys.stdout.isatty()
-        with open(self.log, 'ab') as log:
-            log.write(f'\n$ {" ".join(map(str, command))}\n'.encode())
-            log.flush()
-            process = subprocess.Popen(
-                list(map(str, command)),
-                env={**self.environ, **env},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # so that an interrupt ends the compilers too
-                pass_fds=keep,
+        families = {
+            name.split('==')[0] for (mmcv, _), libraries, *_ in STACKS.values() for name in (mmcv, libraries[0])
+        }
+        wrong = families - {self.mmcv.split('==')[0], self.libraries[0].split('==')[0]} & there.keys()
+        if wrong:
+            raise SetupError(
+                f'OPENMMLAB={self.openmmlab}, but {where} has {min(wrong)}, which owns the same files; '
+                f'choose another VENV, such as .venv-{self.openmmlab}'
             )
-            try:
-                while process.poll() is None:
-                    with contextlib.suppress(subprocess.TimeoutExpired):
-                        process.wait(timeout=1 if terminal else 30)
-                        break
-                    line = time.strftime('  %M:%S ', time.gmtime(time.monotonic() - started)) + progress()
-                    say(f'\r{line}' if terminal else line, end='' if terminal else '\n')
-            except BaseException:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGTERM)
-                process.wait()
-                raise
-        if terminal:
-            say('\r', end='')
-        if process.returncode:
-            tail = '\n'.join(self.log.read_text(errors='replace').splitlines()[-25:])
-            raise SetupError(f'{what}: failed (exit status {process.returncode}).\n{tail}\nThe whole log: {self.log}')
-
-    def pip(self, what: str, *arguments: object) -> None:
-        self.call(what, [self.python, '-m', 'pip', *arguments])
-
-    # -- the steps ------------------------------------------------------------------------------------------------
-    def run(self) -> None:
-        check_environment(self.venv, Installed(self.venv), self.torch, self.openmmlab, sys.version_info[:2])
-        if self.ready():
-            say(f'{self.venv} is ready (torch {Installed(self.venv).torch}, {self.openmmlab})')
-            return
-        self.check_prerequisites()
-        started = time.monotonic()
-        self.make_venv()
-        with locked(self.venv / 'cropr_mm_setup.lock', f'another set-up of {self.venv}'):
-            if self.ready():  # made by the one that this has waited for
-                return
-            self.install_torch()
-            self.install_mm(self.mmcv_wheel())
-            self.install_package()
-            self.install_parity()
-            self.call('trying it out', [self.python, '-c', SMOKE_TEST])
-            self.stamp.write_text(json.dumps(self.state(), indent=1, sort_keys=True))
-        say(f'{self.venv} is ready after {time.monotonic() - started:.0f} s (torch {Installed(self.venv).torch})')
+        torch = there.get('torch', self.torch)
+        if self.torch not in (torch, torch.split('+')[0]):
+            raise SetupError(
+                f'{where} has torch {torch}, but TORCH={self.torch}, and a compiled mmcv fits one torch only; '
+                f'choose another VENV, or TORCH={torch.split("+")[0]}'
+            )
 
     def check_prerequisites(self) -> None:
         """Everything that could stop the set-up half-way and can be known now."""
-        check_venv_module()
-        there = Installed(self.venv)
-        if not there.torch:
+        if not shutil.which('uv') and importlib.util.find_spec('ensurepip') is None:
+            raise SetupError(f'{sys.executable} lacks ensurepip; on Debian and Ubuntu: apt install python3-venv')
+        if 'torch' not in self.installed():
             check_disk(self.venv, 3, f'VENV={self.venv}')
-        guess = wheel_key(self.stack, there.torch or self.torch)
-        if there.mmcv_key() == guess or (self.stack.mmcv in there.versions and not there.mmcv_key()):
-            return
-        name, _, platform = guess.partition(f'-torch-{there.torch or self.torch}')
-        # The local part of the torch version (+cpu) is not known before it is installed.
-        if not list((cache_root() / 'wheels').glob(f'{name}-torch-{there.torch or self.torch + "*"}{platform}*/*.whl')):
-            check_compiler()
-            check_disk(cache_root(), 1, f'compiling mmcv in CROPR_MM_CACHE={cache_root()}')
-            compile_jobs(self.environ, 1, 0)
+        # Which build of torch will come is not known yet.
+        if self.lacks_mmcv() and not self.cached('*') and not self.prebuilt('cpu'):
+            self.check_compile()
 
-    def make_venv(self) -> None:
-        if not (self.venv / 'bin' / 'pip').exists():
-            say(f'making {self.venv} with Python {sys.version.split()[0]}')
-            subprocess.run([sys.executable, '-m', 'venv', str(self.venv)], check=True, env=self.environ)
-
-    def install_torch(self) -> None:
-        if not Installed(self.venv).torch:
-            self.pip(f'installing torch {self.torch}', 'install', f'torch=={self.torch}')
-        self.pip('installing build tools', 'install', *self.stack.build_tools, self.same_torch())
-
-    def same_torch(self) -> str:
-        """The requirement that keeps pip from replacing torch."""
-        return f'torch=={Installed(self.venv).versions["torch"]}'
-
-    def mmcv_wheel(self) -> Path | None:
-        """The compiled mmcv, from the cache or built now; None if the right one is installed."""
-        there = Installed(self.venv)
-        key = wheel_key(self.stack, there.torch or '', cuda_ops=self.cuda_ops())
-        installed = there.mmcv_key()
-        if self.stack.mmcv in there.versions and installed in (None, key):
-            return None
-        if installed:
-            say(f'mmcv in {self.venv} was compiled as {installed}, but this is {key}: replacing it')
-        wheels = cache_root() / 'wheels' / key
-        build = cache_root() / 'build' / key
-        with locked(build.with_name(f'{key}.lock'), 'another set-up, which compiles mmcv') as lock:
-            if not list(wheels.glob('*.whl')):
-                self.compile_mmcv(build, lock)
-                wheels.mkdir(parents=True, exist_ok=True)
-                built = next((build / 'out').glob('*.whl'))
-                built.rename(wheels / built.name)  # complete or not there at all
-                shutil.rmtree(build)
-        return next(wheels.glob('*.whl'))
-
-    def compile_mmcv(self, build: Path, lock: int) -> None:
-        """Compile in a folder that stays when interrupted: ninja then compiles only what is missing."""
-        requirement = f'{self.stack.mmcv}=={self.stack.mmcv_version}'
-        own = ('--no-build-isolation', '--no-deps')
-        if not (build / 'source').exists():
-            shutil.rmtree(build, ignore_errors=True)
-            self.pip(
-                f'fetching {requirement}', 'download', *own, '--no-binary', ':all:', '-d', build / 'sdist', requirement
+    def check_compile(self) -> None:
+        check_compiler()
+        check_disk(cache_root(), 1, f'compiling mmcv in CROPR_MM_CACHE={cache_root()}')
+        if not re.fullmatch('[1-9][0-9]*', os.environ.get('MAX_JOBS') or '1'):
+            raise SetupError(f'MAX_JOBS={os.environ["MAX_JOBS"]!r}; valid: a whole number from 1 on')
+        if os.environ.get('FORCE_CUDA') == '1' and not (os.environ.get('TORCH_CUDA_ARCH_LIST') or self.gpu):
+            raise SetupError(
+                'FORCE_CUDA=1 without a GPU; valid: with TORCH_CUDA_ARCH_LIST, such as "8.0;9.0" (A100, H100)'
             )
-            with tarfile.open(next((build / 'sdist').glob('*.tar.gz'))) as archive:
-                if hasattr(tarfile, 'data_filter'):
-                    archive.extractall(build / 'unpacked', filter='data')
-                else:
-                    archive.extractall(build / 'unpacked')
-            next((build / 'unpacked').iterdir()).rename(build / 'source')
-        shutil.rmtree(build / 'out', ignore_errors=True)
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-        memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-        jobs = compile_jobs(self.environ, cores, memory)
 
-        def progress() -> str:
-            plans = list((build / 'source' / 'build').glob('*/build.ninja'))
-            files = sum(line.startswith('build ') for plan in plans for line in plan.read_text().splitlines())
-            objects = sum(1 for _ in (build / 'source' / 'build').rglob('*.o')) if plans else 0
-            return f'({objects} of {files} files)' if plans else ''
+    def run(self) -> None:
+        self.check_environment()
+        if not self.ready():
+            self.check_prerequisites()
+            self.environ = {**settings_of_pip(), **self.environ}
+            if not self.python.exists():
+                self.call(self.uv(), 'venv', '--python', sys.executable, self.venv)
+            if self.lacks_mmcv():
+                self.install(f'torch=={self.torch}', self.setuptools, *BUILD_TOOLS)
+                self.install('--no-deps', self.mmcv_wheel())
+            self.install(*self.libraries, '-e', f'{ROOT}[tests]')
+            # Beside torch the mm libraries would import them, and the index may have no torchvision for this torch.
+            parity = ('--no-deps', '--target', self.venv / 'parity', *PARITY, f'torchvision==0.{self.minor + 15}.*')
+            self.call(self.uv(), 'pip', 'install', '-p', self.python, *parity)
+            self.call(self.python, '-c', TRIAL)
+            self.stamp.write_text(json.dumps(self.state()))
+        print(f'{self.venv} is ready (torch {self.installed()["torch"]}, {self.openmmlab})')
 
-        say(f'compiling {requirement} with {jobs} jobs: about {20 / jobs:.0f} minutes, once for this torch and Python')
-        command = [self.python, '-m', 'pip', 'wheel', '-v', *own, '-w', build / 'out', build / 'source']
-        environ = {'MMCV_WITH_OPS': '1', 'MAX_JOBS': str(jobs)}
-        self.call(f'compiling {requirement}', command, progress, keep=(lock,), **environ)
+    def call(self, *command: object, **env: str) -> None:
+        words = [str(word) for word in command]
+        if subprocess.run(words, env={**self.environ, **env}).returncode:
+            raise SetupError(
+                f'{" ".join(words[:3])} … failed, see above. Repeat the command to go on; where versions conflict with '
+                f'what VENV={self.venv} has, choose another VENV, as nothing there is replaced'
+            )
 
-    def install_mm(self, wheel: Path | None) -> None:
-        """One call for all of them, torch included, so that pip can neither mix nor replace anything."""
-        if wheel:
-            self.pip('installing mmcv', 'install', '--no-deps', '--force-reinstall', wheel)
-        own = f'{self.stack.mmcv}=={Installed(self.venv).versions[self.stack.mmcv]}'
-        self.pip('installing the mm libraries', 'install', *self.stack.libraries, own, self.same_torch())
+    def uv(self) -> str:
+        """The uv on the path, or else one of our own in the cache."""
+        own = cache_root() / 'uv'
+        if not shutil.which('uv') and not (own / 'bin' / 'uv').exists():
+            self.call(sys.executable, '-m', 'venv', own)
+            self.call(own / 'bin' / 'pip', 'install', '-q', '--disable-pip-version-check', 'uv')
+        return shutil.which('uv') or str(own / 'bin' / 'uv')
 
-    def install_package(self) -> None:
-        self.pip('installing cropr_mm', 'install', '--no-build-isolation', '-e', f'{ROOT}[tests]', self.same_torch())
+    def install(self, *what: object) -> None:
+        """Install with all that is there kept in its version: a conflict stops uv, and nothing is replaced."""
+        kept = [f'{name}=={version}' for name, version in self.installed().items() if name != 'cropr-mm']
+        kept += ['numpy<2'] * (self.minor < 3)  # torch up to 2.2 is compiled for numpy 1
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / 'installed-already.txt'
+            file.write_text('\n'.join(kept))
+            constraints = f'{self.environ.get("UV_CONSTRAINT", "")} {file if kept else ""}'.strip()
+            self.call(self.uv(), 'pip', 'install', '-p', self.python, *what, UV_CONSTRAINT=constraints)
 
-    def install_parity(self) -> None:
-        """timm, mmpretrain and their torchvision, which only tests/ imports, in a folder of their own.
+    def folder(self, operators: str) -> Path:
+        """Where the cache keeps one wheel of mmcv: named after all that the binary depends on."""
+        torch = self.installed().get('torch', f'{self.torch}*')
+        key = f'{self.mmcv}-torch-{torch}-{self.tag}-{sysconfig.get_platform()}-{operators}'
+        return cache_root() / 'wheels' / key
 
-        Installed beside torch they would be imported by the mm libraries, and the index may have no torchvision for
-        this build of torch. So they come without what they depend on; tests/parity.py knows how to import them.
-        """
-        target, new = self.venv / 'parity', self.venv / 'parity.new'
-        minor = int((Installed(self.venv).torch or '').split('.')[1])
-        packages = [*PARITY, f'torchvision==0.{minor + 15}.*']  # the one made for torch 2.minor
-        mark, wanted = 'installed.txt', '\n'.join(packages)
-        if (target / mark).exists() and (target / mark).read_text() == wanted:
-            return
-        shutil.rmtree(new, ignore_errors=True)
-        self.pip('installing timm and mmpretrain for tests', 'install', '--no-deps', '--target', new, *packages)
-        (new / mark).write_text(wanted)
-        shutil.rmtree(target, ignore_errors=True)
-        new.rename(target)
+    def cached(self, operators: str) -> list[Path]:
+        return list(self.folder('x').parent.glob(f'{self.folder(operators).name}/*.whl'))
 
-
-@contextlib.contextmanager
-def locked(path: Path, other: str) -> Iterator[int]:
-    """Hold an exclusive lock, waiting for whoever has it; a killed process gives it up."""
-    import fcntl  # not on Windows, where the checks have ended the set-up
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, 'w') as file:
+    def prebuilt(self, device: str) -> str:
+        """Address of the index that has a wheel of mmcv for this torch and Python, or '' (also if out of reach)."""
+        page = self.index.format(device=device, minor=self.minor)
+        if os.environ.get('MMCV_BASE_URL'):  # a mirror, as mim knows it
+            page = f'{os.environ["MMCV_BASE_URL"]}/{page.split("/", 3)[3]}'
+        wheel = (
+            f'{self.mmcv.replace("-", "_").replace("==", "-")}-{self.tag}-{self.tag}-[^"]*_{platform.machine()}[.]whl'
+        )
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f'waiting for {other}')
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield file.fileno()
+            with urllib.request.urlopen(page, timeout=5) as answer:
+                return page if sys.platform == 'linux' and re.search(wheel, answer.read().decode()) else ''
+        except (OSError, ValueError):
+            return ''
+
+    def operators(self, cuda: str | None) -> str:
+        """``cpu``, or the architectures of GPUs, as ``TORCH_CUDA_ARCH_LIST`` names them, that mmcv is compiled for."""
+        forced, listed = os.environ.get('FORCE_CUDA') == '1', os.environ.get('TORCH_CUDA_ARCH_LIST')
+        if forced and not cuda:
+            raise SetupError(f'FORCE_CUDA=1, but torch {self.installed()["torch"]} is a CPU build; choose another VENV')
+        probe = (
+            'import torch.cuda as c; print(*["%d.%d" % c.get_device_capability(i) for i in range(c.device_count())])'
+        )
+        seen = (
+            subprocess.run([self.python, '-c', probe], stdout=subprocess.PIPE, text=True).stdout.split() if cuda else []
+        )
+        return (listed or ';'.join(sorted(set(seen)))) if forced or seen else 'cpu'
+
+    def mmcv_wheel(self) -> Path:
+        """The wheel of mmcv: from the cache, else from its index, else compiled."""
+        match = re.search(r"^cuda\b.*= '(.+)'", (self.site / 'torch' / 'version.py').read_text(), re.M)
+        operators = self.operators(match and match[1])
+        folder = self.folder(re.sub(r'[^\w.+]+', '_', operators))
+        if not list(folder.glob('*.whl')):
+            page = self.prebuilt(f'cu{match[1].replace(".", "")}' if match else 'cpu')
+            cores = len(os.sched_getaffinity(0)) if sys.platform == 'linux' else os.cpu_count() or 1
+            memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+            jobs = os.environ.get('MAX_JOBS') or str(max(1, min(cores, memory // 1_500_000_000)))
+            if not page:
+                self.check_compile()
+                print(
+                    f'compiling {self.mmcv} ({operators}) with {jobs} jobs: about {18 / int(jobs):.0f} minutes',
+                    flush=True,
+                )
+            flags = f'-O2 -g0 -DNDEBUG {os.environ.get("CFLAGS", "")}'  # Python's own often are -g -O3: twice the time
+            env = {'MMCV_WITH_OPS': '1', 'MAX_JOBS': jobs, 'CFLAGS': flags, 'CXXFLAGS': flags, 'FORCE_CUDA': '0'}
+            if operators != 'cpu':
+                env.update(FORCE_CUDA='1', TORCH_CUDA_ARCH_LIST=operators)
+            cache_root().mkdir(parents=True, exist_ok=True)
+            # pip's cache knows wheels by their source alone, whatever torch they were compiled for.
+            command = ['wheel', '--no-cache-dir', '--no-deps', '--no-build-isolation', *(['-f', page] if page else [])]
+            with tempfile.TemporaryDirectory(dir=cache_root()) as new:
+                self.call(self.python, '-m', 'pip', *command, '-w', new, self.mmcv, **env)
+                wheel = next(Path(new).glob('*.whl'))
+                folder.mkdir(parents=True, exist_ok=True)
+                wheel.rename(folder / wheel.name)  # complete or not there at all
+        return next(folder.glob('*.whl'))
 
 
 def main() -> int:
@@ -310,15 +315,11 @@ def main() -> int:
     parser.add_argument('--torch', default='2.13.0', help='version of torch, when it is not installed yet')
     parser.add_argument('--openmmlab', default='openmmlab', help='openmmlab or onedl: whose mm libraries')
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         Setup(options.venv, options.torch, options.openmmlab).run()
-    except SetupError as error:
-        say(f'set-up: {error}')
-        return 2
-    except KeyboardInterrupt:
-        say('\nset-up: interrupted; repeat the command to go on')
-        return 130
+    except (SetupError, KeyboardInterrupt) as error:
+        print(f'set-up: {error or "interrupted; repeat the command to go on"}', file=sys.stderr)
+        return 2 if isinstance(error, SetupError) else 130
     return 0
 
 
