@@ -13,9 +13,9 @@ import os
 
 from mmengine.config import Config, ConfigDict
 
+from cropr_mm.checkpoint.read import CheckpointError, check_checkpoint
 from cropr_mm.engine.damaged_data import name_damaged_files
 from cropr_mm.engine.launch import add_run_arguments, build_runner, check_data, load_config, plain_errors
-from cropr_mm.engine.safe_load import check_checkpoint
 
 
 def parse_args() -> argparse.Namespace:
@@ -92,7 +92,7 @@ def main() -> None:
             augment(cfg)
         check_data(cfg, ['test_dataloader'])
         runner = build_runner(cfg)
-    with name_damaged_files(runner):
+    with plain_errors((CheckpointError,)), name_damaged_files(runner):
         runner.test()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 
+from cropr_mm.checkpoint.read import CheckpointError
 from cropr_mm.engine.damaged_data import name_damaged_files
 from cropr_mm.engine.launch import (
     add_run_arguments,
@@ -59,7 +60,7 @@ def main() -> None:
         check_data(cfg, ['train_dataloader', 'val_dataloader'])
         check_weights(cfg)
         runner = build_runner(cfg)
-    with name_damaged_files(runner):
+    with plain_errors((CheckpointError,)), name_damaged_files(runner):
         runner.train()
 
 

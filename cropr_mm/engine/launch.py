@@ -24,15 +24,16 @@ import torch
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import HOOKS, MODELS, RUNNERS, DefaultScope
-from mmengine.runner import CheckpointLoader, Runner, find_latest_checkpoint
+from mmengine.runner import Runner, find_latest_checkpoint
 from torch import nn
 
-from ..checkpoint.deploy import load_what_fits
+from ..checkpoint.deploy import load_what_fits, read_checkpoint
 from ..checkpoint.files import shorten
+from ..checkpoint.read import check_checkpoint
 from ..config_types import is_type
-from .safe_load import check_checkpoint
 
 _SHARDING = ('FSDPStrategy', 'CroprFSDPStrategy')
+_WRONG_INPUT = (ValueError, FileNotFoundError, ModuleNotFoundError)
 _INSTALL = dict(mmseg='mmsegmentation', mmdet='mmdet', mmpretrain='mmpretrain')
 
 
@@ -53,11 +54,11 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 @contextmanager
-def plain_errors() -> Iterator[None]:
-    """End the program with one line instead of a traceback where its input is at fault."""
+def plain_errors(kinds: tuple[type[Exception], ...] = _WRONG_INPUT) -> Iterator[None]:
+    """End the program with one line instead of a traceback where its input is at fault: one of these exceptions."""
     try:
         yield
-    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
+    except kinds as error:
         sys.exit(f'{Path(sys.argv[0]).name}: error: {error}')
 
 
@@ -296,12 +297,11 @@ def load_model(cfg: Config, checkpoint: str) -> nn.Module:
     """
     if '://' not in checkpoint:
         check_checkpoint(checkpoint)
+    weights, meta = read_checkpoint(checkpoint)
     model = build_model(cfg)
-    loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
-    weights = {name.removeprefix('module.'): value for name, value in loaded.get('state_dict', loaded).items()}
     missing = set(load_what_fits(model, weights, f'{checkpoint}:').missing_keys)
     lacking = [name for name, _ in model.named_parameters() if name in missing]
     if lacking:
         raise ValueError(f'{checkpoint}: does not fit the model of the config; missing: {shorten(lacking, 8)}')
-    model.dataset_meta = loaded.get('meta', {}).get('dataset_meta', {})
+    model.dataset_meta = meta.get('dataset_meta', {})
     return model
