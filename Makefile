@@ -12,7 +12,7 @@ help:
 	@echo 'make demo       train a pruned segmentor on sample data, evaluate it, compare its speed with dense'
 	@echo 'make demo-det   the same for a Mask R-CNN'
 	@echo 'make test       lint and every test'
-	@echo 'make lint       ruff and mypy'
+	@echo 'make lint       ruff, mypy, and whether Python 3.8 and PyTorch 2.1 have what is used'
 	@echo 'make data       write the sample data to data/sample'
 	@echo 'make setup      the environment that all of the above make first when it is missing'
 	@echo 'make clean      remove caches and build products (not $(VENV), data or work_dirs)'
@@ -27,6 +27,8 @@ lint: setup
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(VENV)/bin/vermin --quiet --no-tips --target=3.8- --violations cropr_mm tools tests setup.py
+	$(PY) tests/floor.py
 
 test: lint
 	$(PY) -m pytest $(PYTEST_ARGS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,11 +15,12 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     """A path beside ``path`` to write to; it takes that one's place when the block ends without an error.
 
     So a reader never sees half a file, and a run cut short leaves the old one. The folder is made where it is
-    missing. The suffix is kept, since some writers read the format from it.
+    missing. The suffix is kept, since some writers read the format from it. Each call has a path of its own, so that
+    of several processes which write the same file the last one's stands, whole.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'.{path.stem}.partial{path.suffix}')
+    partial = path.with_name(f'.{path.stem}.{uuid.uuid4().hex[:12]}.partial{path.suffix}')
     try:
         yield partial
         partial.replace(path)

@@ -16,10 +16,10 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor
 
 from .config_types import is_type
+from .engine.checks import HOLDERS, sgd_warning
 from .engine.launch import register_library
 from .models.vit import CroprViT
 
-HOLDERS = ('model', 'model.detector')
 LAYER_DECAY = 'CroprLayerDecayOptimWrapperConstructor'
 # Those of mmsegmentation, mmdetection and mmpretrain read the layer out of names that a CroprViT does not have.
 OTHER_LAYER_DECAYS = (
@@ -46,8 +46,9 @@ def swap_backbone(cfg: Config, backbone: dict[str, Any]) -> Config:
     reads the last of the new backbone's ``out_indices``.
 
     What else of the config was meant for the old backbone is taken out or changed, and the log says so: its weights,
-    ``custom_keys`` that name its parameters, layer-wise decay that does not know CroprViT. ``custom_imports`` gets
-    cropr_mm, and ``custom_hooks`` a ``CroprHook`` where there is pruning and no such hook yet.
+    layer-wise decay that does not know CroprViT. ``custom_imports`` gets cropr_mm, and ``custom_hooks`` a
+    ``CroprHook`` where there is pruning and no such hook yet. Optimizer and schedule stay, with a warning where the
+    optimizer is SGD.
     ``find_unused_parameters`` is set, as a stock neck or head may skip maps, and a skipped map's layers get no
     gradient in the pyramid.
 
@@ -284,9 +285,6 @@ def _fit_optimizer(cfg: Config, prefix: str, names: Sequence[str]) -> None:
         return
     settings = wrapper.get('paramwise_cfg') or {}
     custom = settings.get('custom_keys') or {}
-    for key in [key for key in custom if prefix in key and not any(key in name for name in names)]:
-        del custom[key]
-        _log(f'optim_wrapper.paramwise_cfg.custom_keys.{key} names no parameter of the new backbone and is taken out')
     scorers = f'{prefix}pruners'
     key = max((key for key in custom if key in scorers), key=len, default=None)
     if key is not None and custom[key].get('lr_mult', 1) != 1 and any(name.startswith(scorers) for name in names):
@@ -330,6 +328,9 @@ def _warn(cfg: Config, vit: CroprViT, key: str) -> None:
                 'bgr_to_rgb=True and a mean and std of their own',
                 logging.WARNING,
             )
+    optimizer = (cfg.get('optim_wrapper') or {}).get('optimizer') or {}
+    if is_type(optimizer, 'SGD'):
+        _log(sgd_warning('optim_wrapper.optimizer', optimizer.get('lr')), logging.WARNING)
     if cfg.get('load_from'):
         _log(
             f'load_from={cfg.load_from!r} holds the old backbone: only what has the same name and shape is loaded',

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 FILLS = ('exit', 'zero')
+_REMEDY = (
+    'it holds the tokens of a CroprViT, and maps come from TokenReinsertion, which is first in neck '
+    "(neck=[dict(type='TokenReinsertion'), …]); in Python, from feature.to_dense()"
+)
 
 
 def take_rows(x: Tensor, rows: Tensor) -> Tensor:
@@ -37,6 +43,10 @@ def take_numbered(x: Tensor, numbers: Tensor) -> Tensor:
     return x.flatten(0, 1).index_select(0, numbers.flatten()).unflatten(0, numbers.shape)
 
 
+def _shape(x: Tensor | None) -> str:
+    return 'None' if x is None else f'{tuple(x.shape)} {str(x.dtype).replace("torch.", "")}'
+
+
 @dataclass(frozen=True)
 class SparseFeature:
     """One feature level whose tokens may be permuted or incomplete.
@@ -49,6 +59,10 @@ class SparseFeature:
         num_active: the first ``num_active`` tokens were processed up to this level, the others were
             taken aside before and carry the value they left with. None: all were processed.
         prefix: (B, P, C) class and register tokens, or None.
+        patch_size: pixels per patch side, where known; the stride of the map that the tokens make.
+
+    It is no tensor: torch functions and attributes of tensors are answered with what to do (put ``TokenReinsertion``
+    first in ``neck``).
     """
 
     tokens: Tensor
@@ -56,6 +70,7 @@ class SparseFeature:
     grid: tuple[int, int]
     num_active: int | None = None
     prefix: Tensor | None = None
+    patch_size: int | None = None
 
     def __post_init__(self) -> None:
         if self.tokens.ndim != 3:
@@ -76,6 +91,22 @@ class SparseFeature:
             raise ValueError(
                 f'SparseFeature has {count} tokens on a {self.grid[0]}×{self.grid[1]} grid; at most {positions} fit'
             )
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> NoReturn:
+        raise TypeError(f'{getattr(func, "__name__", func)} got a SparseFeature; {_REMEDY}')
+
+    def __getattr__(self, name: str) -> NoReturn:
+        # Copying and pickling ask for methods that are not there; these lookups only want to be told so.
+        remedy = '' if name.startswith('_') else f'; {_REMEDY}'
+        raise AttributeError(f'SparseFeature has no attribute {name!r}{remedy}')
+
+    def __repr__(self) -> str:
+        parts: dict[str, Any] = {name: _shape(getattr(self, name)) for name in ('tokens', 'index', 'prefix')}
+        parts.update(grid=self.grid, num_active=self.num_active, patch_size=self.patch_size)
+        return f'SparseFeature({", ".join(f"{name}={value}" for name, value in parts.items())})'
 
     @property
     def complete(self) -> bool:

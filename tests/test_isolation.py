@@ -35,7 +35,8 @@ class Model(BaseModel):
         pruner = dict(type='CroprPruner', aux_head=dict(type=head, num_classes=3))
         self.backbone = MODELS.build(dict(
             type='CroprViT', arch=arch, img_size=24, patch_size=4, pruning=dict(pruner=pruner, rate=8)))
-        self.neck = MODELS.build([dict(type='TokenReinsertion'), dict(type='SimpleFeaturePyramid', in_channels=16)])
+        pyramid = dict(type='SimpleFeaturePyramid', in_channels=16, in_stride=4)
+        self.neck = MODELS.build([dict(type='TokenReinsertion'), pyramid])
 
     def forward(self, inputs, data_samples=None, mode='tensor'):
         maps = self.neck(self.backbone(inputs))
@@ -52,7 +53,7 @@ for head in ('PatchSegAuxHead', 'MultiLabelAuxHead'):
     log = model.train_step(dict(inputs=torch.randn(2, 3, 24, 24), data_samples=[sample] * 2), optim)
     assert log['cropr.loss_aux'] > 0 and not torch.equal(model.backbone.pruners[0].queries, before)
     model.eval()
-    assert [m.shape[-1] for m in model(torch.randn(1, 3, 24, 24))] == [24, 12, 6, 3, 2]
+    assert [m.shape[-1] for m in model(torch.randn(1, 3, 24, 24))] == [6, 3, 2, 1, 1]
 print('done', *sorted({m.split('.')[0] for m in sys.modules} & {watched}))
 """
 

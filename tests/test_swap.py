@@ -13,6 +13,7 @@ from test_isolation import BLOCK
 
 from cropr_mm import CroprViT, swap_backbone
 from cropr_mm.config_types import is_type
+from cropr_mm.engine.checks import ADAMW
 from cropr_mm.engine.launch import build_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -202,7 +203,7 @@ def test_as_many_channels_in_the_images_as_the_config_says():
 # --- the optimizer and the rest ---------------------------------------------------------------------------------
 
 
-def test_keys_of_the_old_parameters_go_and_scorers_keep_the_full_rate(log):
+def test_scorers_keep_the_full_rate_where_the_backbone_is_slowed_down():
     cfg = stock(FCN)
     keys = {
         'backbone': dict(lr_mult=0.1, decay_mult=0.5),
@@ -212,9 +213,8 @@ def test_keys_of_the_old_parameters_go_and_scorers_keep_the_full_rate(log):
     }
     cfg.optim_wrapper.paramwise_cfg = dict(custom_keys=keys)
     custom = plain(swap_backbone(cfg, PRUNED).optim_wrapper)['paramwise_cfg']['custom_keys']
-    assert 'backbone.layer1' not in custom and any('backbone.layer1' in message for message in log)
     assert custom == {
-        **{key: keys[key] for key in ('backbone', 'backbone.norm', 'query_embed')},
+        **keys,  # those that name nothing any more are no concern of mmengine's
         'backbone.pruners': dict(lr_mult=1.0, decay_mult=0.5),
     }
     assert 'backbone.pruners' not in swap_backbone(cfg, DENSE).optim_wrapper.paramwise_cfg.custom_keys
@@ -274,10 +274,22 @@ def test_what_stays_and_may_surprise_is_said(log):
     ):
         assert words in said
     log.clear()
-    swap_backbone(stock(RETINANET), DENSE)
+    swap_backbone(stock('mmdet::dino/dino-4scale_r50_8xb2-12e_coco'), DENSE)
     assert not log
     swap_backbone(stock('mmdet::yolox/yolox_tiny_8xb8-300e_coco'), DENSE)
     assert 'model.data_preprocessor has bgr_to_rgb=None, mean=None, std=None' in log[0]
+
+
+@pytest.mark.parametrize('name, lr', [(FCN, 0.01), (RETINANET, 0.01), ('mmdet::yolox/yolox_tiny_8xb8-300e_coco', 0.01)])
+def test_the_optimizer_of_a_resnet_is_said(name, lr, log):
+    swapped = swap_backbone(stock(name), DENSE)
+    (said,) = (message for message in log if 'SGD' in message)
+    assert f'optim_wrapper.optimizer: the optimizer is SGD at lr={lr}' in said
+    namespace = {}
+    exec(ADAMW, namespace)  # what it says to write is what ends it
+    swapped.merge_from_dict(dict(optim_wrapper=namespace['optim_wrapper']))
+    assert swapped.optim_wrapper.optimizer.to_dict() == dict(type='AdamW', lr=1e-4, weight_decay=0.05)
+    assert ADAMW in said
 
 
 # --- where the backbone is --------------------------------------------------------------------------------------

@@ -1,7 +1,11 @@
 """SparseFeature puts every token where it belongs, and nothing else anywhere."""
 
+import copy
+import pickle
+
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -92,3 +96,69 @@ def test_what_does_not_fit_the_grid_is_refused(tokens, index, words):
 def test_unknown_fill_names_the_valid_ones():
     with pytest.raises(ValueError, match=r"fill='mean'.*'exit', 'zero'"):
         SparseFeature(torch.zeros(1, 6, 2), None, (2, 3)).to_dense('mean')
+
+
+# --- it is no tensor ------------------------------------------------------------------------------------------------
+
+REMEDY = r"maps come from TokenReinsertion, which is first in neck \(neck=\[dict\(type='TokenReinsertion'\), …\]\)"
+
+
+@pytest.mark.parametrize(
+    'use',
+    [
+        lambda f: torch.nn.Conv2d(3, 3, 1)(f),
+        lambda f: torch.nn.Linear(3, 3)(f),
+        lambda f: F.interpolate(f, scale_factor=2),
+        lambda f: torch.cat([f, f]),
+    ],
+)
+def test_torch_functions_are_told_what_is_missing(use):
+    with pytest.raises(TypeError, match=rf'got a SparseFeature; .*{REMEDY}'):
+        use(feature((2, 3), 4))
+
+
+def test_attributes_of_tensors_are_told_what_is_missing():
+    with pytest.raises(AttributeError, match=rf"SparseFeature has no attribute 'shape'; .*{REMEDY}"):
+        feature((2, 3), 4).shape  # noqa: B018
+    assert not hasattr(feature((2, 3), 4), 'size')
+
+
+def test_repr_is_short():
+    sparse = SparseFeature(torch.zeros(2, 4, 3), torch.arange(4).expand(2, 4), (2, 3), 2, patch_size=16)
+    assert repr(sparse) == (
+        'SparseFeature(tokens=(2, 4, 3) float32, index=(2, 4) int64, prefix=None, grid=(2, 3), num_active=2, '
+        'patch_size=16)'
+    )
+
+
+@pytest.mark.parametrize('again', [copy.copy, copy.deepcopy, lambda f: pickle.loads(pickle.dumps(f))])
+def test_it_is_copied_and_pickled(again):
+    sparse = feature((2, 3), 4, num_active=2)
+    other = again(sparse)
+    assert torch.equal(other.to_dense(), sparse.to_dense()) and other.num_active == 2
+
+
+def test_what_walks_through_outputs_still_does(tmp_path):
+    """DDP looks for tensors in outputs, FSDP casts them, autocast and forward hooks let them pass."""
+    from torch.distributed.utils import _apply_to_tensors
+    from torch.nn.parallel.distributed import _find_tensors
+
+    sparse = feature((2, 3), 4)
+    assert len(list(_find_tensors((sparse,)))) == 2
+    halves = _apply_to_tensors(lambda t: t.half() if t.is_floating_point() else t, (sparse,))
+    assert halves[0].tokens.dtype in (torch.float16, torch.float32)  # older versions do not look into data classes
+    identity = torch.nn.Identity()
+    identity.register_forward_hook(lambda module, args, output: output)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        assert identity(sparse) is sparse
+    torch.save(sparse, tmp_path / 'feature.pt')
+    assert torch.load(tmp_path / 'feature.pt', weights_only=False).grid == (2, 3)
+
+
+def test_a_compiled_model_makes_and_reads_it():
+    def through(tokens, index):
+        return SparseFeature(tokens, index, (2, 3), 2, patch_size=4).to_dense('zero')
+
+    sparse = feature((2, 3), 4)
+    compiled = torch.compile(through, fullgraph=True, backend='eager')(sparse.tokens, sparse.index)
+    assert torch.equal(compiled, through(sparse.tokens, sparse.index))

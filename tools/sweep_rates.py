@@ -4,9 +4,9 @@
         --rates 8 16 20
     python tools/sweep_rates.py CONFIG CHECKPOINT --rates 0.04 0.08 --metric mIoU --out sweep
 
-The dense model (rate 0) is always part of it. Nothing is trained: the weights are the same at all rates, and the
-scorers are folded as for deployment. After each evaluation both files are written anew, so one that is interrupted
-leaves what it has.
+Rate 0, which prunes nothing, is always part of it. Nothing is trained: the weights are the same at all rates (a model
+that was trained dense may be better than these are at rate 0), and the scorers are folded as for deployment. After
+each evaluation both files are written anew, so one that is interrupted leaves what it has.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def main() -> None:
             metrics = choose_metrics(done[0].metrics, args.metric)
         table = write_csv(done, out / 'sweep.csv')
         picture = draw_tradeoff(done, metrics, out / 'sweep.png', f'{Path(args.config).stem}, batch {count}')
-    print('\n' + ''.join(f'{title:>14}' for title in ('rate', 'pruned', 'images/s', '× dense', *metrics)))
+    print('\n' + ''.join(f'{title:>14}' for title in ('rate', 'pruned', 'images/s', '× rate 0', *metrics)))
     for point in done:
         print(
             f'{point.rate:14g}{point.tokens_pruned:14.1%}{point.images_per_second:14.2f}'

@@ -10,10 +10,17 @@ from __future__ import annotations
 
 import argparse
 import os
+from typing import Any
 
 from mmengine.config import Config, ConfigDict
+from mmengine.hooks import Hook
+from mmengine.model import BaseTTAModel
+from mmengine.runner import Runner
+from torch.nn.parallel import DistributedDataParallel
 
+from cropr_mm.checkpoint.deploy import load_every_parameter
 from cropr_mm.checkpoint.read import CheckpointError, check_checkpoint
+from cropr_mm.checkpoint.state_dict import weights_of
 from cropr_mm.engine.damaged_data import name_damaged_files
 from cropr_mm.engine.launch import add_run_arguments, build_runner, check_data, load_config, plain_errors
 
@@ -77,6 +84,19 @@ def augment(cfg: Config) -> None:
     cfg.model = model
 
 
+class CompleteCheckpoint(Hook):
+    """Ends the run where a checkpoint leaves a parameter random: mmengine would log it and report a number."""
+
+    priority = 'HIGHEST'
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        model = runner.model
+        while isinstance(model, (DistributedDataParallel, BaseTTAModel)):
+            model = model.module
+        with plain_errors():
+            load_every_parameter(model, weights_of(checkpoint), f'{runner._load_from}:')
+
+
 def main() -> None:
     args = parse_args()
     with plain_errors():
@@ -92,6 +112,7 @@ def main() -> None:
             augment(cfg)
         check_data(cfg, ['test_dataloader'])
         runner = build_runner(cfg)
+        runner.register_hook(CompleteCheckpoint())
     with plain_errors((CheckpointError,)), name_damaged_files(runner):
         runner.test()
 

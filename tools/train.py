@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 
 from cropr_mm.checkpoint.read import CheckpointError
+from cropr_mm.engine import CroprHook
+from cropr_mm.engine.checks import TrainingChecks, config_warnings
 from cropr_mm.engine.damaged_data import name_damaged_files
 from cropr_mm.engine.launch import (
     add_run_arguments,
@@ -60,6 +62,10 @@ def main() -> None:
         check_data(cfg, ['train_dataloader', 'val_dataloader'])
         check_weights(cfg)
         runner = build_runner(cfg)
+    for message in config_warnings(cfg):
+        runner.logger.warning(message)
+    if not any(isinstance(hook, CroprHook) for hook in runner.hooks):
+        runner.register_hook(TrainingChecks())
     with plain_errors((CheckpointError,)), name_damaged_files(runner):
         runner.train()
 

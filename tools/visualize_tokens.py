@@ -40,11 +40,22 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def image_inputs(cfg: Config, files: list[str]) -> list[dict[str, Any]]:
-    """Inputs from image files, through the test pipeline without its labels."""
+def check_images(files: list[str]) -> None:
+    """See that the files are images, before a model is built."""
+    from PIL import Image
+
     for file in files:
         if not Path(file).is_file():
             raise FileNotFoundError(f'--image {file!r}: no such file')
+        try:
+            with Image.open(file) as image:
+                image.load()
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow's decoders raise
+            raise ValueError(f'--image {file!r}: no image that can be read ({error})') from error
+
+
+def image_inputs(cfg: Config, files: list[str]) -> list[dict[str, Any]]:
+    """Inputs from image files, through the test pipeline without its labels."""
     steps = [step for step in cfg.test_dataloader.dataset.pipeline if not step['type'].startswith('LoadAnn')]
     pipeline = Compose(steps)
     return [pipeline(dict(img_path=file, img_id=i)) for i, file in enumerate(files)]
@@ -64,6 +75,7 @@ def main() -> None:
     args = parse_args()
     with plain_errors():
         cfg = load_config(args)
+        check_images(args.image or [])
         model = load_model(cfg, args.checkpoint)
         schedule = find_backbone(model).schedule
         if args.image:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,7 @@ def _training_step(model: Any, batch: Mapping[str, Any], setting: Setting) -> tu
     """A training step, and the bytes of weights and optimizer."""
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=1e-6)
     backbone = find_backbone(model)
-    device = torch.device(setting.device).type
+    device, lower = torch.device(setting.device).type, setting.dtype != torch.float32
 
     def losses() -> Tensor:
         # New ones in each step, as in training: targets are kept with the samples.
@@ -126,7 +127,7 @@ def _training_step(model: Any, batch: Mapping[str, Any], setting: Setting) -> tu
         return total + backbone.aux_losses(samples).get('loss_aux', 0.0)
 
     def step() -> None:
-        with torch.autocast(device, setting.dtype, enabled=setting.dtype != torch.float32):
+        with torch.autocast(device, setting.dtype) if lower else nullcontext():
             total = losses()
         total.backward()
         optimizer.step()

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from ..compat import start_of
+
 
 def peak_memory(call: Callable[[], Any], device: torch.device | str = 'cpu') -> int:
     """Bytes that torch has allocated at the peak of a call beyond what it had before.
@@ -34,9 +36,9 @@ def peak_memory(call: Callable[[], Any], device: torch.device | str = 'cpu') -> 
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         call()
     events = profile.profiler.kineto_results.events()
-    allocations = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == '[memory]')
+    allocations = sorted((e for e in events if e.name() == '[memory]'), key=start_of)
     peak = current = 0
-    for _, size in allocations:
-        current += size
+    for event in allocations:
+        current += event.nbytes()
         peak = max(peak, current)
     return peak

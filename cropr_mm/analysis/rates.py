@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,7 +27,7 @@ class RatePoint:
     """One pruning rate.
 
     Attributes:
-        rate: tokens per module (int) or their share (float); 0 is the dense model.
+        rate: tokens per module (int) or their share (float); 0 prunes nothing, with the same weights.
         images_per_second: of the whole model, median of the rounds.
         spread: distance between the quartiles of the rounds, as a share of the median.
         tokens_pruned: share of all tokens that the last module leaves aside, 0 to 1.
@@ -136,11 +137,23 @@ def write_csv(points: Sequence[RatePoint], path: str | Path) -> Path:
     return path
 
 
+def metric_range(values: Sequence[float]) -> tuple[float, float]:
+    """Ends of an axis around these values: wide enough for them, and for a tenth of the largest."""
+    known = [value for value in values if math.isfinite(value)] or [0.0]
+    low, high = min(known), max(known)
+    missing = max(0.1 * max(abs(low), abs(high), 1e-9) - (high - low), 0)
+    margin = 0.15 * (high - low + missing)
+    return low - missing / 2 - margin, high + missing / 2 + margin
+
+
 def draw_tradeoff(points: Sequence[RatePoint], metrics: Sequence[str], path: str | Path, title: str = '') -> Path:
     """Draw accuracy against images/s, one panel for each metric; the first point is what the others compare with.
 
+    The vertical axis spans a tenth of the largest value at least, so that small differences look small, and each
+    point has the spread of its timing as a horizontal bar.
+
     Args:
-        points: dense first.
+        points: rate 0 first.
         metrics: names in ``RatePoint.metrics``.
         path: file to write; its suffix says the format.
         title: above the panels.
@@ -155,16 +168,17 @@ def draw_tradeoff(points: Sequence[RatePoint], metrics: Sequence[str], path: str
             [p.images_per_second for p in order], [p.metrics[name] for p in order], color='tab:blue', alpha=0.35, lw=1.5
         )
         for point in points:
-            dense = not point.rate
-            axis.plot(
+            first = point is points[0]
+            axis.errorbar(
                 point.images_per_second,
                 point.metrics[name],
-                marker='s' if dense else 'o',
-                color='black' if dense else 'tab:blue',
+                xerr=point.images_per_second * point.spread / 2,
+                marker='s' if first else 'o',
+                color='black' if first else 'tab:blue',
                 linestyle='',
             )
             speedup = point.images_per_second / points[0].images_per_second
-            text = 'dense' if dense else f'{point.rate:g}  ({speedup:.2f}×)'
+            text = 'rate 0, same weights' if not point.rate else f'{point.rate:g}  ({speedup:.2f}×)'
             axis.annotate(
                 text,
                 (point.images_per_second, point.metrics[name]),
@@ -172,8 +186,9 @@ def draw_tradeoff(points: Sequence[RatePoint], metrics: Sequence[str], path: str
                 textcoords='offset points',
                 fontsize=8,
             )
+        axis.set_ylim(*metric_range([point.metrics[name] for point in points]))
         axis.set(xlabel='images/s', ylabel=name)
-        axis.margins(0.16)
+        axis.margins(x=0.16)
         axis.grid(alpha=0.25)
         for side in ('top', 'right'):
             axis.spines[side].set_visible(False)

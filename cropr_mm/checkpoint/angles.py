@@ -6,15 +6,19 @@ Nothing in the names or shapes of weights tells, but some files carry the angles
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Iterator, Mapping
+from typing import Callable, Tuple
 
 import torch
 from torch import Tensor
 
 # Files may hold them in half precision; another formula is off by far more.
 TOLERANCE = 0.1
+# EVA-02's detectors have a table for their windows and one for the whole grid; blocks may hold theirs once more.
+_COSINES = re.compile(r'(blocks\.\d+\.attn\.)?rope(_win|_glb)?\.freqs_cos$')
 
-Angles = Callable[[tuple[int, int]], 'Tensor | None']
+Angles = Callable[[Tuple[int, int]], 'Tensor | None']
 
 
 def check_angles(state: Mapping[str, Tensor], angles: Angles) -> None:
@@ -27,13 +31,11 @@ def check_angles(state: Mapping[str, Tensor], angles: Angles) -> None:
     Raises:
         ValueError: they differ.
     """
-    for found, expected in (_eva02(state, angles), _dinov3(state, angles)):
-        if found is None:
-            continue
+    for name, found, expected in (*_eva02(state, angles), *_dinov3(state, angles)):
         if expected is None or not _same(found, expected):
             raise ValueError(
-                'its rotary angles are not those of this model (arch.rotary, arch.rotary_ref), so its outputs would '
-                'not be either'
+                f'its rotary angles are not those of this model ({name}; arch.rotary, arch.rotary_ref), so its outputs '
+                'would not be either'
             )
 
 
@@ -41,21 +43,20 @@ def _same(found: Tensor, expected: Tensor) -> bool:
     return found.shape == expected.shape and bool((found.float() - expected.float()).abs().max() <= TOLERANCE)
 
 
-def _eva02(state: Mapping[str, Tensor], angles: Angles) -> tuple[Tensor | None, Tensor | None]:
+def _eva02(state: Mapping[str, Tensor], angles: Angles) -> Iterator[tuple[str, Tensor, Tensor | None]]:
     """EVA-02 and mmpretrain keep the cosines (H, W, head_dim) or (HW, head_dim), each twice for neighbours."""
-    cosines = state.get('rope.freqs_cos')
-    if cosines is None:
-        return None, None
-    side = math.isqrt(cosines.shape[0])
-    grid = (cosines.shape[0], cosines.shape[1]) if cosines.ndim == 3 else (side, side)
-    table = angles(grid)
-    return cosines.flatten(0, -2), None if table is None else table[..., 0].repeat_interleave(2, dim=-1)
+    for name in filter(_COSINES.match, state):
+        cosines = state[name]
+        side = math.isqrt(cosines.shape[0])
+        grid = (cosines.shape[0], cosines.shape[1]) if cosines.ndim == 3 else (side, side)
+        table = angles(grid)
+        yield name, cosines.flatten(0, -2), None if table is None else table[..., 0].repeat_interleave(2, dim=-1)
 
 
-def _dinov3(state: Mapping[str, Tensor], angles: Angles) -> tuple[Tensor | None, Tensor | None]:
+def _dinov3(state: Mapping[str, Tensor], angles: Angles) -> Iterator[tuple[str, Tensor, Tensor | None]]:
     """DINOv3 keeps the periods (head_dim / 4), in units of half a side of the grid."""
-    periods = state.get('rope_embed.periods')
-    if periods is None:
-        return None, None
-    table = angles((2, 1))  # whose second row is half a unit below the middle
-    return torch.cos(math.pi / periods.float()), None if table is None else table[1, : len(periods), 0]
+    name = 'rope_embed.periods'
+    if name in state:
+        periods = state[name]
+        table = angles((2, 1))  # whose second row is half a unit below the middle
+        yield name, torch.cos(math.pi / periods.float()), None if table is None else table[1, : len(periods), 0]

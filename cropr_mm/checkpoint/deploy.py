@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import re
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from ..models import CroprViT
 from ..tokens import SparseFeature
 from .files import shorten
 from .read import GRIDS, load_address
+from .state_dict import weights_of
 
 SUFFIXES = ('.pth', '.safetensors')
 TOLERANCE = 1e-5
@@ -79,13 +79,12 @@ def read_checkpoint(path: str, ema: bool = True) -> tuple[dict[str, Tensor], dic
         raise ValueError(
             f'{path}: holds {type(checkpoint).__name__}; a dict of tensors, perhaps under state_dict, is expected'
         )
-    state = checkpoint.get('state_dict', checkpoint)
+    weights = weights_of(checkpoint)
     if not ema:
         moved = checkpoint.get('ema_state_dict')
         if moved is None:
             raise ValueError(f'{path}: holds no moving average (EMAHook), so there are no other weights to choose')
-        state = {**state, **{k[len('module.') :]: v for k, v in moved.items() if k.startswith('module.')}}
-    weights = {re.sub(r'^module\.', '', k): v for k, v in state.items() if isinstance(v, Tensor)}
+        weights.update({k[len('module.') :]: v for k, v in moved.items() if k.startswith('module.')})
     if not weights:
         raise ValueError(f'{path}: holds no weights (a dict of tensors, perhaps under state_dict, is expected)')
     return weights, dict(checkpoint.get('meta') or {})
@@ -115,13 +114,32 @@ def load_what_fits(model: nn.Module, weights: Mapping[str, Tensor], source: str)
     For the arguments see :func:`load_strictly`.
 
     Raises:
-        ValueError: names what is of another shape.
+        ValueError: names what is of another shape, or what a CroprViT does not take.
     """
     try:
-        return model.load_state_dict(dict(weights), strict=False)
+        return model.load_state_dict(weights, strict=False)
+    except ValueError as error:
+        raise ValueError(f'{source.rstrip(":")}: {error}') from error
     except RuntimeError as error:  # shapes
         lines = [line.strip() for line in str(error).splitlines()[1:]]
         raise ValueError(f'{source} does not fit the model of the config ({shorten(lines, 3)})') from error
+
+
+def load_every_parameter(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Load weights that must leave no parameter as it was; what is left over does not matter.
+
+    For the arguments see :func:`load_strictly`.
+
+    Raises:
+        ValueError: names what is missing or of another shape.
+    """
+    missing = {
+        name.replace('_fsdp_wrapped_module.', '') for name in load_what_fits(model, weights, source).missing_keys
+    }
+    names = [name.replace('_fsdp_wrapped_module.', '') for name, _ in model.named_parameters()]
+    lacking = [name for name in names if name in missing]
+    if lacking:
+        raise ValueError(f'{source} does not fit the model of the config; missing: {shorten(lacking, 8)}')
 
 
 def fold_into(trained: nn.Module, deployed: nn.Module, tolerance: float = TOLERANCE) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from typing import Dict
 
 import torch
 from mmengine.logging import MMLogger
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from .resize import resize_patch_embedding, resize_position_embedding
 
-State = dict[str, Tensor]
+State = Dict[str, Tensor]
 _PATCHES = 'patch_embed.proj.weight'
 
 
@@ -42,13 +43,14 @@ def fit(
         # Models that pool by average have their final norm behind the pooling.
         state = {re.sub('^fc_norm', 'norm', name): value for name, value in state.items()}
     state = {name: value for name, value in state.items() if not name.startswith('fc_norm.')}
-    if 'norm.weight' not in own:
+    if 'norm.weight' not in own and any(name.startswith('norm.') for name in state):
         state = {name: value for name, value in state.items() if not name.startswith('norm.')}
+        notes.append('final norm left out, as final_norm=False')
     notes += _add_zero_bias(state, own)
     for i in _blocks(own):
         _fit_attention(state, own, f'blocks.{i}.attn.')
         _fit_swiglu(state, own, f'blocks.{i}.mlp.')
-    notes += _fit_positions(state, own, grid, old_grid)
+    notes += fit_positions(state, own, grid, old_grid)
     notes += _fit_patches(state, own)
     if 'cls_token' in state and 'cls_token' not in own:  # detectors with windows are built without
         del state['cls_token']
@@ -134,9 +136,10 @@ def _fit_swiglu(state: State, own: Mapping[str, Tensor], place: str) -> None:
 # --- embeddings -----------------------------------------------------------------------------------------------
 
 
-def _fit_positions(
+def fit_positions(
     state: State, own: Mapping[str, Tensor], grid: tuple[int, int], old_grid: tuple[int, int] | None
 ) -> list[str]:
+    """Resize the position embedding, and move that of prefix tokens to where the model has it; see :func:`fit`."""
     if 'pos_embed' not in state or 'pos_embed' not in own:
         return []
     positions = state['pos_embed']

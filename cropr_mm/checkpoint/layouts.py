@@ -9,12 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Dict, Tuple
 
 import torch
 from torch import Tensor
 
-State = dict[str, Tensor]
-Rules = tuple[tuple[str, str], ...]
+State = Dict[str, Tensor]
+Rules = Tuple[Tuple[str, str], ...]
 
 
 @dataclass(frozen=True)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any, cast
 
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ..checkpoint.state_dict import weights_of
 from ..models.vit import CroprViT
+from .checks import warn_before_training
 from .curriculum import Curriculum
-from .retrofit import check_fits, check_wrapper, evaluate_all_but_pruners, freeze_all_but_pruners
+from .retrofit import check_fits, check_start, check_wrapper, freeze_all_but_pruners, modules_to_evaluate, wrap_again
 
 
 @HOOKS.register_module()
@@ -26,16 +29,17 @@ class CroprHook(Hook):
     modules (weight 1, arXiv 2412.00965); ``cropr.aux.{i}`` is the value of each module, for the log alone.
 
     The rate follows from the position in the training alone, so a resumed run continues exactly. It holds in
-    training; validation prunes at the full rate.
+    training; validation prunes at the full rate. ``cropr.progress`` in the log is the share of the final rate.
 
     Args:
         ramp, begin, shape, by_epoch: see :class:`Curriculum`.
         retrofit: freeze the whole model but the pruners, to make a finished dense model prunable (load it by
-            ``load_from``). What is frozen stays as it was to the bit, and in evaluation mode. Under DDP,
-            ``find_unused_parameters=True`` is needed.
+            ``load_from``). What is frozen stays as it was to the bit, and in evaluation mode. DDP reduces the
+            gradients of the pruners alone.
 
     Raises:
-        ValueError: a setting out of range, a model without a CroprViT, or nothing to train in a retrofit.
+        ValueError: a setting out of range, a model without a CroprViT or with a CroprHook already, a retrofit of
+            random weights or with nothing to train.
     """
 
     priority = 'NORMAL'
@@ -52,29 +56,36 @@ class CroprHook(Hook):
         self.retrofit = retrofit
         self._backbones: list[CroprViT] = []
         self._handle: RemovableHandle | None = None
+        self._evaluated: list[nn.Module] = []
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        if self.retrofit and not runner._resume:
-            check_fits(_unwrap(runner.model), checkpoint.get('state_dict', checkpoint))
+        weights = weights_of(checkpoint)
+        if runner._resume:
+            _check_size(_unwrap(runner.model), weights)
+        elif self.retrofit:
+            check_wrapper(runner.model)
+            check_fits(_unwrap(runner.model), weights)
 
     def before_train(self, runner: Runner) -> None:
         self.curriculum.check(runner)
         model = _unwrap(runner.model)
         self.attach(model)
         if self.retrofit:
-            check_wrapper(runner.model)
-            freeze_all_but_pruners(model)
-            if not (runner._load_from or runner._resume):
-                runner.logger.warning(
-                    'CroprHook.retrofit=True without load_from: the pruners learn on a model that has only its '
-                    'initial weights, and the rest of it never changes'
-                )
+            check_start(model, runner._has_loaded)
+            trained, frozen = freeze_all_but_pruners(model)
+            runner.logger.info(f'CroprHook: retrofit: {trained:,} parameters train, {frozen:,} are frozen')
+            wrap_again(runner)
+            self._evaluated = modules_to_evaluate(model)
         self._set_progress(runner)
+        warn_before_training(runner)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         self._set_progress(runner)
-        if self.retrofit:
-            evaluate_all_but_pruners(_unwrap(runner.model))
+        pruned = [backbone for backbone in self._backbones if backbone.schedule is not None]
+        if pruned:
+            runner.message_hub.update_scalar('train/cropr.progress', pruned[0].pruning_progress)
+        for module in self._evaluated:  # the loop puts the whole model into training mode before each iteration
+            module.training = False
 
     def after_train(self, runner: Runner) -> None:
         self.detach()
@@ -88,6 +99,12 @@ class CroprHook(Hook):
                 f'CroprHook: {type(model).__name__} has no CroprViT; set model.backbone.type to '
                 "'CroprViT' or take the hook out of custom_hooks"
             )
+        if any(backbone.aux_is_read for backbone in self._backbones):
+            self._backbones = []  # they are the other one's
+            raise ValueError(
+                f'CroprHook: {type(model).__name__} has one already; leave one of them in custom_hooks, and look for '
+                'the other in the configs under _base_'
+            )
         for backbone in self._backbones:
             backbone.aux_is_read = True
         self._handle = model.register_forward_hook(self._add_losses, with_kwargs=True)
@@ -100,7 +117,7 @@ class CroprHook(Hook):
         for backbone in self._backbones:
             backbone.aux_is_read = False
             backbone.pruning_progress = 1.0
-        self._backbones = []
+        self._backbones, self._evaluated = [], []
 
     def _set_progress(self, runner: Runner) -> None:
         progress = self.curriculum.progress_of(runner)
@@ -111,6 +128,8 @@ class CroprHook(Hook):
         call = inspect.signature(model.forward).bind(*args, **kwargs)
         call.apply_defaults()
         if call.arguments.get('mode') != 'loss' or not isinstance(output, dict):
+            for backbone in self._backbones:
+                backbone.forget_aux()
             return None
         losses: dict[str, Any] = {}
         for backbone in self._backbones:
@@ -123,3 +142,17 @@ def _unwrap(model: nn.Module) -> nn.Module:
     while is_model_wrapper(model):
         model = cast(nn.Module, model.module)
     return model
+
+
+def _check_size(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Position embeddings are resized as they load, what the optimizer keeps of them is not."""
+    for name, backbone in model.named_modules():
+        if isinstance(backbone, CroprViT) and backbone.pos_embed is not None:
+            found = weights.get(f'{name}.pos_embed'.lstrip('.'))
+            count = backbone.arch.num_embedded_prefix_tokens + backbone.grid[0] * backbone.grid[1]
+            if found is not None and found.ndim == 3 and found.shape[1] != count:
+                raise ValueError(
+                    f'resume: the checkpoint was trained with another img_size: {name}.pos_embed '
+                    f'{tuple(found.shape)}, {count} positions are expected. Its optimizer state does not fit; start a '
+                    'new training from it with load_from'
+                )

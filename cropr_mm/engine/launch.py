@@ -27,10 +27,10 @@ from mmengine.registry import HOOKS, MODELS, RUNNERS, DefaultScope
 from mmengine.runner import Runner, find_latest_checkpoint
 from torch import nn
 
-from ..checkpoint.deploy import load_what_fits, read_checkpoint
-from ..checkpoint.files import shorten
+from ..checkpoint.deploy import load_every_parameter, read_checkpoint
 from ..checkpoint.read import check_checkpoint
 from ..config_types import is_type
+from .checks import check_config
 
 _SHARDING = ('FSDPStrategy', 'CroprFSDPStrategy')
 _WRONG_INPUT = (ValueError, FileNotFoundError, ModuleNotFoundError)
@@ -68,6 +68,7 @@ def load_config(args: argparse.Namespace) -> Config:
     Raises:
         FileNotFoundError: There is no such config; the message names similar ones.
         ModuleNotFoundError: The library that the config is for is not installed.
+        ValueError: A CroprViT stands in the config, and what it replaces has not gone completely.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     path = Path(args.config).expanduser()
@@ -81,6 +82,7 @@ def load_config(args: argparse.Namespace) -> Config:
         cfg.merge_from_dict(args.cfg_options)
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or os.path.join('work_dirs', path.stem)
     register_library(cfg)
+    check_config(cfg)
     return cfg
 
 
@@ -299,9 +301,6 @@ def load_model(cfg: Config, checkpoint: str) -> nn.Module:
         check_checkpoint(checkpoint)
     weights, meta = read_checkpoint(checkpoint)
     model = build_model(cfg)
-    missing = set(load_what_fits(model, weights, f'{checkpoint}:').missing_keys)
-    lacking = [name for name, _ in model.named_parameters() if name in missing]
-    if lacking:
-        raise ValueError(f'{checkpoint}: does not fit the model of the config; missing: {shorten(lacking, 8)}')
+    load_every_parameter(model, weights, f'{checkpoint}:')
     model.dataset_meta = meta.get('dataset_meta', {})
     return model

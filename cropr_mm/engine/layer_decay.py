@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Tuple
 
 from mmengine.dist import is_main_process
 from mmengine.logging import print_log
@@ -15,7 +15,7 @@ from torch import nn
 from ..models.vit import CroprViT
 
 KEYS = ('layer_decay_rate', 'custom_keys')
-Key = tuple[Any, ...]  # layer, then what tells the groups of a layer apart
+Key = Tuple[Any, ...]  # layer, then what tells the groups of a layer apart
 NORMS = (nn.LayerNorm, nn.GroupNorm, _BatchNorm, _InstanceNorm)
 
 

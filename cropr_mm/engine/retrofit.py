@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping
 
-from mmengine.model import is_model_wrapper
+from mmengine.model import MMSeparateDistributedDataParallel, is_model_wrapper
+from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from ..checkpoint.deploy import load_what_fits
+from ..checkpoint.files import shorten
+from ..config_types import is_type
 from ..models.vit import CroprViT
 
 _RANDOM_OR_STATISTICS = (_BatchNorm, _InstanceNorm, _DropoutNd, nn.MultiheadAttention)
@@ -18,41 +23,74 @@ _RANDOM_OR_STATISTICS = (_BatchNorm, _InstanceNorm, _DropoutNd, nn.MultiheadAtte
 
 def check_wrapper(model: nn.Module) -> None:
     """Raise ValueError where a distributed wrapper cannot train a part of the parameters."""
-    if not is_model_wrapper(model):
-        return
-    if not isinstance(model, DistributedDataParallel):
+    ddp = isinstance(model, DistributedDataParallel) and not isinstance(model, MMSeparateDistributedDataParallel)
+    if is_model_wrapper(model) and not ddp:
         raise ValueError(f'CroprHook.retrofit=True with {type(model).__name__}; one process or DDP is expected')
-    if not model.find_unused_parameters:
-        raise ValueError(
-            'CroprHook.retrofit=True trains a part of the parameters; set find_unused_parameters=True in the config'
-        )
 
 
 def check_fits(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """See that a checkpoint has every weight that will be frozen.
+    """See that a checkpoint has every weight that will be frozen, by loading it.
 
     Raises:
         ValueError: lists what is missing or of another shape.
     """
-    weights = {name.removeprefix('module.'): value for name, value in weights.items()}
-    wrong = []
-    for name, value in model.state_dict().items():
-        if '.pruners.' in f'.{name}':
-            continue
-        if name not in weights:
-            wrong.append(f'{name} is missing')
-        elif weights[name].shape != value.shape:
-            wrong.append(f'{name} {tuple(weights[name].shape)}, expected {tuple(value.shape)}')
+    missing = load_what_fits(model, weights, 'CroprHook.retrofit=True: load_from').missing_keys
+    wrong = [f'{name} is missing' for name in missing if '.pruners.' not in f'.{name}']
     if wrong:
-        more = f' and {len(wrong) - 8} more' if len(wrong) > 8 else ''
         raise ValueError(
             'CroprHook.retrofit=True: load_from does not fit the model, and what it lacks would stay random and '
-            f'frozen ({"; ".join(wrong[:8])}{more}). A checkpoint of the same config with pruning=None is expected'
+            f'frozen ({shorten(wrong, 8)}). A checkpoint of the same config with pruning=None is expected'
         )
 
 
-def freeze_all_but_pruners(model: nn.Module) -> None:
+def check_start(model: nn.Module, loaded: bool) -> None:
+    """See that the weights to be frozen are not random.
+
+    Args:
+        model: unwrapped.
+        loaded: whether a checkpoint was loaded into all of it.
+
+    Raises:
+        ValueError: neither that nor an ``init_cfg`` with a checkpoint, of the model or of its backbone.
+    """
+    parts = [model, *(m for m in model.modules() if isinstance(m, CroprViT))]
+    settings = [getattr(part, 'init_cfg', None) for part in parts]
+    entries = [entry for part in settings for entry in (part if isinstance(part, (list, tuple)) else [part])]
+    if not loaded and not any(is_type(entry, 'Pretrained', 'PretrainedInit') for entry in entries):
+        raise ValueError(
+            'CroprHook.retrofit=True, but no checkpoint gives the model its weights, and what is random would stay '
+            'frozen; set load_from to a checkpoint of the same config with pruning=None'
+        )
+
+
+def wrap_again(runner: Runner) -> None:
+    """Put the model, whose parameters are frozen by now, into a new DistributedDataParallel.
+
+    mmengine wraps before any hook runs. The wrapper made then would reduce the gradients of all parameters, and wait
+    for those that never come.
+
+    Raises:
+        ValueError: another wrapper.
+    """
+    check_wrapper(runner.model)
+    if not is_model_wrapper(runner.model):
+        return
+    model, strategy = runner.model.module, getattr(runner, 'strategy', None)
+    runner.model = None
+    if strategy is not None:  # of a FlexibleRunner
+        strategy.model = None
+    gc.collect()  # with the old wrapper its hooks on the gradients go, and the memory for reducing them
+    if strategy is None:
+        runner.model = runner.wrap_model(runner.cfg.get('model_wrapper_cfg'), model)
+    else:
+        runner.model = strategy.model = strategy._wrap_model(model)
+
+
+def freeze_all_but_pruners(model: nn.Module) -> tuple[int, int]:
     """No gradient for any parameter but those of the pruners.
+
+    Returns:
+        How many parameters train, and how many are frozen.
 
     Raises:
         ValueError: there is nothing to train.
@@ -65,18 +103,29 @@ def freeze_all_but_pruners(model: nn.Module) -> None:
         raise ValueError(
             'CroprHook.retrofit=True, but no pruner has parameters; set pruning.pruner.type to CroprPruner'
         )
+    counts = {True: 0, False: 0}
+    for parameter in model.parameters():
+        counts[parameter.requires_grad] += parameter.numel()
+    return counts[True], counts[False]
 
 
-def evaluate_all_but_pruners(model: nn.Module) -> None:
-    """What is random or keeps statistics in evaluation mode, but for what makes the pruners train.
+def modules_to_evaluate(model: nn.Module) -> list[nn.Module]:
+    """Modules that stay in evaluation mode: the backbone but for its pruners, and what is random or keeps statistics.
 
     Heads stay in training mode: some compute something else in evaluation, from which there is no loss.
     """
-    model.train()
-    for module in model.modules():
-        if isinstance(module, _RANDOM_OR_STATISTICS) or type(module).__name__ == 'DropPath':  # each library has its own
-            module.eval()
+    found = [
+        module
+        for module in model.modules()
+        if isinstance(module, _RANDOM_OR_STATISTICS) or type(module).__name__ == 'DropPath'  # each library has its own
+    ]
     for backbone in (m for m in model.modules() if isinstance(m, CroprViT)):
-        backbone.eval()
-        backbone.training = True
-        backbone.pruners.train()
+        found += [m for name, m in backbone.named_modules() if name and name.split('.')[0] != 'pruners']
+    return found
+
+
+def evaluate_all_but_pruners(model: nn.Module) -> None:
+    """Training mode, but for :func:`modules_to_evaluate`."""
+    model.train()
+    for module in modules_to_evaluate(model):
+        module.training = False

@@ -7,6 +7,8 @@ from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from typing import Any
 
+from ..config_types import check_flag, check_integer, is_number
+
 FAMILIES = ('vit', 'eva02', 'dinov2', 'dinov3')
 MLPS = ('gelu', 'swiglu', 'swiglu_packed')
 ROTARY = (None, 'eva02', 'dinov3')
@@ -159,7 +161,7 @@ def resolve_arch(arch: str | Mapping[str, Any]) -> Arch:
     if family not in FAMILIES:
         raise ValueError(f'arch.family={family!r} is unknown; valid are {", ".join(FAMILIES)}')
     known = {f.name: getattr(_FAMILY_DEFAULTS[family], f.name) for f in fields(Arch)}
-    unknown = sorted(set(settings) - set(known))
+    unknown = sorted(str(key) for key in set(settings) - set(known))
     if unknown:
         raise ValueError(f'arch has unknown keys {", ".join(unknown)}; valid are {", ".join(known)}')
     resolved = Arch(**{**known, **settings})
@@ -168,11 +170,17 @@ def resolve_arch(arch: str | Mapping[str, Any]) -> Arch:
 
 
 def _check(arch: Arch) -> None:
-    for key, least in (('embed_dim', 1), ('depth', 1), ('num_heads', 1), ('num_registers', 0)):
-        value = getattr(arch, key)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            wanted = 'a positive integer' if least else 'an integer of 0 or more'
-            raise ValueError(f'arch.{key}={value!r}; {wanted} is expected')
+    for key, least in (('embed_dim', 1), ('depth', 1), ('num_heads', 1), ('num_registers', 0), ('rotary_ref', 1)):
+        check_integer(f'arch.{key}', getattr(arch, key), least)
+    for key in ('class_token', 'position_embedding', 'sub_norm', 'attn_norm', 'qkv_fused', 'key_bias'):
+        check_flag(f'arch.{key}', getattr(arch, key))
+    if not is_number(arch.mlp_ratio) or int(arch.embed_dim * arch.mlp_ratio) < 1:
+        raise ValueError(
+            f'arch.mlp_ratio={arch.mlp_ratio!r}; a number above 0 is expected, and at least one hidden channel '
+            f'(arch.embed_dim={arch.embed_dim})'
+        )
+    if not is_number(arch.norm_eps) or arch.norm_eps <= 0:
+        raise ValueError(f'arch.norm_eps={arch.norm_eps!r}; a number above 0 is expected')
     for key, choices in (('mlp', MLPS), ('rotary', ROTARY)):
         value = getattr(arch, key)
         if value not in choices:
@@ -180,8 +188,9 @@ def _check(arch: Arch) -> None:
     multiple = 4 * arch.num_heads if arch.rotary else arch.num_heads
     if arch.embed_dim % multiple:
         raise ValueError(
-            f'arch.embed_dim={arch.embed_dim} with {arch.num_heads} heads; a multiple of {multiple} is expected'
+            f'arch.embed_dim={arch.embed_dim} with arch.num_heads={arch.num_heads}; a multiple of {multiple} is '
+            'expected'
         )
     scale = arch.layer_scale
-    if scale is not None and (isinstance(scale, bool) or not isinstance(scale, (int, float)) or scale < 0):
+    if scale is not None and (not is_number(scale) or scale < 0):
         raise ValueError(f'arch.layer_scale={scale!r}; None or an initial value of 0 or more is expected')

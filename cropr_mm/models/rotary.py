@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..compat import is_compiling
 from .archs import Arch
 
 
@@ -76,7 +77,7 @@ def apply_rotary(x: Tensor, rotary: Tensor, halves: bool = False) -> Tensor:
         (first, second), (cos, sin) = values.chunk(2, dim=-1), rotary.unbind(-1)
         return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
     pairs = values.unflatten(-1, (-1, 2))
-    if torch.compiler.is_compiling():
+    if is_compiling():
         (even, odd), (cos, sin) = pairs.unbind(-1), rotary.unbind(-1)
         turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1)
     else:

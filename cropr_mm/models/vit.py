@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, Callable, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..checkpoint import load_init_cfg, resize_position_embedding
-from ..config_types import is_type
+from ..checkpoint.state_dict import begin_loading, end_loading
+from ..config_types import check_flag, check_integer, is_integer, is_number, is_type
 from ..tokens import SparseFeature
 from .archs import resolve_arch
 from .geometry import Geometry
@@ -42,7 +43,10 @@ class CroprViT(BaseModule):
         img_size: side of the training images in pixels, or (H, W). Other sizes work too.
         patch_size: pixels per patch side.
         in_channels: channels of the images.
-        out_indices: blocks whose output is returned; negative ones count from the end.
+        out_indices: blocks whose output is returned; negative ones count from the end. Blocks after the last of them
+            are not computed and do not train. Where tokens are pruned, they return in the last block (Last Layer
+            Fusion), which must then be among them; with ``fusion=None`` every module must stand before the last of
+            them.
         drop_path_rate: stochastic depth of the last block, growing linearly from 0. With Last Layer Fusion the
             last block itself has none, as published.
         final_norm: whether the output of the last block is normalised.
@@ -91,18 +95,19 @@ class CroprViT(BaseModule):
         super().__init__(init_cfg)
         self.arch = resolve_arch(arch)
         self.embed_dims, self.depth = self.arch.embed_dim, self.arch.depth
-        self.patch_size = _positive('patch_size', patch_size)
-        sides = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+        self.patch_size = check_integer('patch_size', patch_size)
+        self.in_channels = check_integer('in_channels', in_channels)
+        sides = tuple(img_size) if isinstance(img_size, (list, tuple)) else (img_size, img_size)
         if len(sides) != 2:
             raise ValueError(f'img_size={img_size!r}; an integer or (H, W) is expected')
-        self.grid = self.grid_of(_positive('img_size', sides[0]), _positive('img_size', sides[1]))
+        self.grid = self.grid_of(check_integer('img_size', sides[0]), check_integer('img_size', sides[1]))
         self.num_prefix_tokens = self.arch.num_prefix_tokens
         self.out_indices = self._resolve_blocks('out_indices', out_indices)
-        self.window_size = None if window_size is None else _positive('window_size', window_size)
+        self.window_size = None if window_size is None else check_integer('window_size', window_size)
         self.global_blocks = self._resolve_blocks('global_blocks', global_blocks, at_least=0)
         if self.global_blocks and window_size is None:
             raise ValueError(f'global_blocks={global_blocks!r} without window_size; all blocks are global then')
-        if not 0 <= drop_path_rate < 1:
+        if not is_number(drop_path_rate) or not 0 <= drop_path_rate < 1:
             raise ValueError(f'drop_path_rate={drop_path_rate!r}; 0 or more and below 1 is expected')
 
         dim, registers = self.embed_dims, self.arch.num_registers
@@ -118,39 +123,64 @@ class CroprViT(BaseModule):
             built = build_pruning(pruning, self.depth, self.arch.class_token, **shape)
             self.schedule, self.pruners, self._auxiliary = built
         self.fusion = self.schedule is not None and self.schedule.fusion is not None
+        self._check_out_indices(out_indices)
         rates = torch.linspace(0, drop_path_rate, self.depth, device='cpu').tolist()
         if self.fusion:
             rates[-1] = 0.0
         self.blocks = nn.ModuleList(Block(self.arch, rate) for rate in rates)
-        self.norm = nn.LayerNorm(dim, eps=self.arch.norm_eps) if final_norm else nn.Identity()
+        self.norm = nn.LayerNorm(dim, eps=self.arch.norm_eps) if check_flag('final_norm', final_norm) else nn.Identity()
         for part in (self.patch_embed, self.blocks):
             part.apply(init_vit_weights)
         for embedding in (self.pos_embed, self.cls_token, self.reg_token):
             if embedding is not None:
                 nn.init.trunc_normal_(embedding, std=0.02)
 
-        if isinstance(frozen_stages, bool) or frozen_stages not in range(-1, self.depth + 1):
+        if not is_integer(frozen_stages) or not -1 <= frozen_stages <= self.depth:
             raise ValueError(f'frozen_stages={frozen_stages!r}; -1 to {self.depth} is expected')
-        self.with_cp, self.frozen_stages = with_cp, frozen_stages
+        self.with_cp, self.frozen_stages = check_flag('with_cp', with_cp), frozen_stages
         self._freeze()
         self.pruning_progress = 1.0
         self.prune_listeners: list[PruneListener] = []
+        self.register_load_state_dict_post_hook(end_loading)
+        self.scorers_are_new = False  # a checkpoint without scorers was loaded, and they have not trained since
         self.aux_is_read = False  # set by CroprHook, which reads the auxiliary losses of every step
+        self._learns = False  # whether the last forward was a training step
 
     # --- construction -----------------------------------------------------------------------------------------
 
     def _resolve_blocks(self, key: str, blocks: int | Sequence[int], at_least: int = 1) -> tuple[int, ...]:
-        wanted = (blocks,) if isinstance(blocks, int) else tuple(blocks)
-        resolved = tuple(i + self.depth if i < 0 else i for i in wanted)
-        out_of_range = any(not 0 <= i < self.depth for i in resolved)
-        if len(resolved) < at_least or out_of_range or list(resolved) != sorted(set(resolved)):
+        wanted: tuple[Any, ...] = (blocks,)
+        if isinstance(blocks, Sequence) and not isinstance(blocks, str):
+            wanted = tuple(blocks)
+        valid = all(is_integer(i) and -self.depth <= i < self.depth for i in wanted)
+        resolved = tuple(i % self.depth for i in wanted) if valid else ()
+        if not valid or len(resolved) < at_least or list(resolved) != sorted(set(resolved)):
             raise ValueError(
                 f'{key}={blocks!r}; different ascending blocks of the {self.depth} '
                 f'(0 to {self.depth - 1}, or negative from the end) are expected'
             )
         return resolved
 
+    def _check_out_indices(self, out_indices: int | Sequence[int]) -> None:
+        last = self.out_indices[-1]
+        if self.schedule is None or last == self.depth - 1:
+            return
+        if self.fusion:
+            raise ValueError(
+                f'out_indices={out_indices!r} leaves out the last block, {self.depth - 1}, in which the pruned tokens '
+                f'return; add it, or set arch.depth={last + 1} for a model that ends there'
+            )
+        if self.schedule.blocks[-1] >= last:
+            raise ValueError(
+                f'out_indices={out_indices!r}: nothing after block {last} is computed, but pruning has a module after '
+                f'block {self.schedule.blocks[-1]}; set pruning.blocks (or pruning.keep) to blocks from 0 to {last - 1}'
+            )
+
     def _freeze(self) -> None:
+        last = self.out_indices[-1]
+        if last < self.depth - 1:  # what is not computed has no gradient either: DDP then does not wait for one
+            for part in (*list(self.blocks)[last + 1 :], self.norm):
+                part.requires_grad_(False)
         if self.frozen_stages < 0:
             return
         for parameter in self.parameters(recurse=False):  # class and register tokens, position embedding
@@ -184,6 +214,12 @@ class CroprViT(BaseModule):
         if prefix[:-1] in getattr(destination, '_metadata', {}):
             destination._metadata[prefix[:-1]]['grid'] = self.grid
 
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool, *lists: list[str]
+    ) -> None:
+        self._loading = begin_loading(self, state_dict, prefix, local_metadata, *lists)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
+
     # --- forward ----------------------------------------------------------------------------------------------
 
     def grid_of(self, height: int, width: int) -> tuple[int, int]:
@@ -215,9 +251,15 @@ class CroprViT(BaseModule):
         modules = self._leaving(grid)
         pruned = any(count for _, count in modules.values())
         handicap = self._handicap(images) if pruned else images.new_empty(0)
-        self._start_auxiliary()
+        if pruned and self.scorers_are_new and not self.training:
+            raise RuntimeError(
+                'CroprViT: the checkpoint that was loaded has no scorers, and they have not trained since, so that '
+                'chance would prune. Load a checkpoint of the pruned model, train the scorers '
+                '(CroprHook, retrofit=True for them alone), or set pruning=None'
+            )
         learning = self.training and torch.is_grad_enabled()
-        for i in range(self.depth):
+        self._start_auxiliary(learning)
+        for i in range(self.out_indices[-1] + 1):
             last = i == self.depth - 1
             if last and self.fusion and aside:
                 tokens, aside = self._fuse(tokens, aside, geometry), []
@@ -241,6 +283,9 @@ class CroprViT(BaseModule):
         return tuple(levels)
 
     def _embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != self.in_channels:
+            found = f'shape {tuple(images.shape)}' if isinstance(images, Tensor) else type(images).__name__
+            raise ValueError(f'CroprViT: images of {found}; a batch (B, {self.in_channels}, H, W) is expected')
         x, grid = self.patch_embed(images)
         prefix = [token.expand(len(x), -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
         x = torch.cat([*prefix, x], dim=1)
@@ -299,7 +344,14 @@ class CroprViT(BaseModule):
         handicap: Tensor,
     ) -> Tensor:
         patch_tokens = tokens.x[:, self.num_prefix_tokens :].detach()
-        scores = self._pruner(module).score(patch_tokens, patches, grid, attention)
+        pruner = self._pruner(module)
+        scores = pruner.score(patch_tokens, patches, grid, attention)
+        if not isinstance(scores, Tensor) or scores.shape != patches.shape:
+            found = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+            raise ValueError(
+                f'{type(pruner).__name__}.score returned {found}; one score per patch token, (B, N) = '
+                f'{tuple(patches.shape)}, is expected'
+            )
         return scores + handicap.gather(1, tokens.position[:, self.num_prefix_tokens :])
 
     def _select(self, tokens: Tokens, scores: Tensor, count: int) -> tuple[Tokens, Tokens]:
@@ -331,20 +383,28 @@ class CroprViT(BaseModule):
             grid,
             num_active=None if complete else active,
             prefix=x[:, :prefix] if prefix else None,
+            patch_size=self.patch_size,
         )
 
     # --- auxiliary losses -------------------------------------------------------------------------------------
 
-    def _start_auxiliary(self) -> None:
-        if not self.training:
+    def _start_auxiliary(self, learning: bool) -> None:
+        if self._learns != learning:  # (an evaluation changes nothing, so that it exports)
+            self._learns = learning
+        if not learning:
             return  # an evaluation in between must not hide that what a step showed went unused
-        if not self.aux_is_read and self._auxiliary:
+        if self._auxiliary:
+            advice = "Add custom_hooks=[dict(type='CroprHook')] to the config"
+            if self.aux_is_read:
+                advice = (
+                    "CroprHook reads them where the model is called with mode='loss', as train_step does: call it so"
+                )
             raise RuntimeError(
                 'CroprViT: the auxiliary predictions of the last training step were not used, so the pruners learn '
-                "nothing. Add custom_hooks=[dict(type='CroprHook')] to the config, or add "
-                'backbone.aux_losses(data_samples) to your loss; a pruner without parameters (RandomPruner) '
-                'needs neither.'
+                f'nothing. {advice}, or add backbone.aux_losses(data_samples) to your loss after each forward. A '
+                'pruner without parameters (RandomPruner) needs neither.'
             )
+        self.scorers_are_new = False
         self._auxiliary.start([self._pruner(module) for module in range(len(self.pruners))])
 
     def aux_losses(self, data_samples: Sequence[Any]) -> dict[str, Tensor]:
@@ -355,9 +415,14 @@ class CroprViT(BaseModule):
 
         Returns:
             ``'loss_aux'``, the sum over all modules, to be added to the model's loss with weight 1, and
-            ``'aux.{i}'``, the detached value of each module, for the log. Empty where there is nothing to train.
+            ``'aux.{i}'``, the detached value of each module, for the log. Empty where there is nothing to train, and
+            where the last forward was an evaluation.
         """
-        return self._auxiliary.losses(data_samples)
+        return self._auxiliary.losses(data_samples) if self._learns else {}
+
+    def forget_aux(self) -> None:
+        """Drop what the last forward kept for its auxiliary losses; for forwards that are no training step."""
+        self._auxiliary.forget()
 
     # --- speed and deployment ---------------------------------------------------------------------------------
 
@@ -369,7 +434,15 @@ class CroprViT(BaseModule):
 
         Args:
             options: for ``torch.compile``, such as ``mode='max-autotune-no-cudagraphs'``.
+
+        Raises:
+            RuntimeError: PyTorch 2.1 and windows, which its compiler cannot follow.
         """
+        if self.window_size is not None and torch.__version__.startswith('2.1.'):
+            raise RuntimeError(
+                f'compile_blocks: window_size={self.window_size} and torch {torch.__version__}, which cannot compile '
+                'attention within windows; newer versions of PyTorch can'
+            )
         for block in self.blocks:
             block.compile(**{'dynamic': True, **options})
 
@@ -377,9 +450,3 @@ class CroprViT(BaseModule):
         """Fold the queries of every scorer into one vector and drop the auxiliary parts; same output."""
         for module in range(len(self.pruners)):
             self._pruner(module).switch_to_deploy()
-
-
-def _positive(key: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f'{key}={value!r}; a positive integer is expected')
-    return value

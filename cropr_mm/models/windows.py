@@ -7,14 +7,14 @@ shapes follow from the number of tokens alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..compat import is_compiling
 from ..tokens import row_numbers, take_numbered
 
 
@@ -149,7 +149,7 @@ def _sequence_kernel(q: Tensor) -> Kernel | None:
     """What computes attention on sequences of different lengths here, at the cost of their lengths alone."""
     if q.device.type == 'cpu':
         # A loop, whose shapes depend on the data: nothing that a compiler could see one graph in.
-        return None if torch.compiler.is_compiling() or torch.jit.is_tracing() else attend_sequences
+        return None if is_compiling() or torch.jit.is_tracing() else attend_sequences
     if _flash_attention_fits(q):
         try:
             from torch.nn.attention.varlen import varlen_attn  # since PyTorch 2.10

@@ -9,7 +9,7 @@ from cropr_mm.analysis import machine
 
 def test_versions_are_those_installed_under_the_names_installed(monkeypatch):
     found = machine.describe_machine()
-    assert found['torch'] == torch.__version__ and found['machine'] and found['cores'] >= 1
+    assert torch.__version__.startswith(found['torch']) and found['machine'] and found['cores'] >= 1
     there = {'mmengine': '0.10.7', 'onedl-mmcv': '2.3.6'}
 
     def version(name):

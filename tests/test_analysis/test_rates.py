@@ -12,6 +12,7 @@ from cropr_mm.analysis.rates import (
     RatePoint,
     choose_metrics,
     draw_tradeoff,
+    metric_range,
     parse_rate,
     schedules_for,
     time_rates,
@@ -131,6 +132,30 @@ def test_picture(tmp_path):
     path = draw_tradeoff(POINTS, ['mIoU'], tmp_path / 'sweep.png', 'a config')
     assert path.read_bytes().startswith(b'\x89PNG')
     assert [path.name for path in tmp_path.iterdir()] == ['sweep.png']
+
+
+@pytest.mark.parametrize(
+    'values, span',
+    [([70.59, 70.41], 7.059 * 1.3), ([50.0, 20.0], 30 * 1.3), ([0.3], 0.03 * 1.3), ([0.0, 0.0], 1.3e-10)],
+)
+def test_small_differences_look_small(values, span):
+    low, high = metric_range(values)
+    assert high - low == pytest.approx(span) and low < min(values) <= max(values) < high
+    assert (low + high) / 2 == pytest.approx((min(values) + max(values)) / 2)
+    assert metric_range([*values, float('nan')]) == (low, high)
+
+
+def test_rate_0_is_not_called_dense(tmp_path, monkeypatch):
+    """Weights that were trained with pruning are not those of a dense model."""
+    from matplotlib.axes import Axes
+
+    said, bars = [], []
+    monkeypatch.setattr(Axes, 'annotate', lambda self, text, *args, **settings: said.append(text))
+    draw = Axes.errorbar
+    monkeypatch.setattr(Axes, 'errorbar', lambda *args, **kw: bars.append(kw['xerr']) or draw(*args, **kw))
+    draw_tradeoff(POINTS, ['mIoU'], tmp_path / 'sweep.png')
+    assert said == ['rate 0, same weights', '0.05  (1.25×)']
+    assert bars == pytest.approx([0.05, 0.125])
 
 
 def test_what_fails_half_way_leaves_the_old_files(tmp_path):

@@ -14,7 +14,7 @@ from mmengine.registry import MODELS
 from cropr_mm import CroprHook, CroprViT
 from cropr_mm.engine.curriculum import Curriculum
 from cropr_mm.engine.launch import build_model, build_runner, register_library
-from cropr_mm.engine.retrofit import check_wrapper
+from cropr_mm.engine.retrofit import check_start
 
 from ..test_heads.steps import det_batch, seg_batch, shrink, step
 from ..test_heads.table import Entry
@@ -76,6 +76,7 @@ def test_a_few_lines(tmp_path, monkeypatch):
         code = code.replace(long, short)
     exec(code, {})
     cfg = Config.fromfile('my_config_cropr.py')
+    assert cfg.optim_wrapper.optimizer.to_dict() == dict(type='AdamW', lr=1e-4, weight_decay=0.05)
     shrink(cfg.model, 96)
     step(cfg, lambda: seg_batch(cfg, Entry('', side=96)))
 
@@ -127,14 +128,32 @@ def sharded_average():
                              custom_hooks=[dict(type='EMAHook')])))  # fmt: skip
 
 
-def half_of_ddp():
-    torch.distributed.init_process_group('gloo', store=torch.distributed.HashStore(), rank=0, world_size=1)
-    try:
-        from mmengine.model import MMDistributedDataParallel
+def no_reinsertion():
+    torch.nn.Conv2d(16, 3, 1)(vit()(torch.randn(1, 3, 32, 32))[0])
 
-        check_wrapper(MMDistributedDataParallel(torch.nn.Linear(2, 2)))
-    finally:
-        torch.distributed.destroy_process_group()
+
+def no_reinsertion_for_shapes():
+    try:
+        vit()(torch.randn(1, 3, 32, 32))[0].size(0)
+    except AttributeError as error:
+        raise TypeError(*error.args) from error
+
+
+def other_stride():
+    maps = MODELS.build(dict(type='TokenReinsertion'))(vit()(torch.randn(1, 3, 32, 32)))
+    MODELS.build(dict(type='SimpleFeaturePyramid', in_channels=16))(maps)
+
+
+def old_arguments(**settings):
+    MODELS.build(dict(type='CroprViT', arch='vit-tiny', **settings))
+
+
+def level_of_the_old_backbone():
+    decode_head = pytest.importorskip('mmseg.models').FCNHead(in_channels=16, channels=4, num_classes=3, in_index=2)
+    try:
+        decode_head(MODELS.build(dict(type='TokenReinsertion'))(vit()(torch.randn(1, 3, 32, 32))))
+    except IndexError as error:
+        raise ValueError(*error.args) from error
 
 
 def pyramid_first():
@@ -149,6 +168,12 @@ ERRORS = [
     wrong_class,
     lambda: vit(difficulty(rate=9)),
     lambda: vit(difficulty(target_ratio=1.0)),
+    no_reinsertion,
+    no_reinsertion_for_shapes,
+    other_stride,
+    lambda: old_arguments(pretrained='resnet.pth'),
+    lambda: old_arguments(depth=50),
+    level_of_the_old_backbone,
     pyramid_first,
     lambda: MODELS.build(dict(type='TokenReinsertion'))((torch.randn(1, 16, 4, 4),)),
     lambda: vit(dict(pruner=dict(type='AttentionPruner'), rate=4), arch=dict(class_token=False)),
@@ -157,7 +182,7 @@ ERRORS = [
     lambda: vit(global_blocks=(2,)),
     lambda: Curriculum(ramp=0.7, begin=0.7),
     lambda: Curriculum(by_epoch=True).check(SimpleNamespace(train_loop=SimpleNamespace())),
-    half_of_ddp,
+    lambda: check_start(vit(), False),
     sharded_average,
 ]
 

@@ -274,12 +274,39 @@ def test_a_model_without_a_class_token_leaves_it_out_and_says_so(weights, tmp_pa
     assert 'class token left out, as the model has none' in log()
 
 
-def test_the_position_of_a_class_token_that_is_no_more(weights, tmp_path):
-    """Detectors in detectron2 keep it; EVA-02's also keep the angles of windows and of the whole grid."""
-    model = small_vit(arch=dict(class_token=False), window_size=3)
+def detector_of_eva02(angles):
+    """A model without class token, and a file of EVA-02's detectors: angles of windows and of the whole grid."""
+    weights = weights_of(small_vit('eva02'))
     state = {name: value for name, value in weights.items() if name != 'cls_token'}
-    angles = {'rope_win.freqs_cos': torch.zeros(9, 8), 'rope_glb.freqs_sin': torch.zeros(36, 8)}
     wrapped = {f'backbone.net.{name}': value for name, value in {**state, **angles}.items()}
     file = {'model': {**wrapped, 'backbone.simfp_2.0.weight': torch.zeros(1)}}
+    return small_vit('eva02', arch=dict(class_token=False), window_size=3), state, file
+
+
+def cosines(side):
+    """(side ** 2, 8), of a grid scaled to 16 patches a side: for 8 channels per head two frequencies, 1 and 1 / 100."""
+    along = torch.arange(side) / side * 16
+    angles = (along[:, None] * torch.tensor([1.0, 0.01])).repeat_interleave(2, dim=-1)
+    return torch.cat([angles.repeat_interleave(side, 0), angles.repeat(side, 1)], dim=-1).cos()
+
+
+def test_the_position_of_a_class_token_that_is_no_more(tmp_path):
+    """Detectors in detectron2 keep it."""
+    angles = {'rope_win.freqs_cos': cosines(3), 'rope_glb.freqs_cos': cosines(6)}
+    model, state, file = detector_of_eva02(angles)
     load_vit_weights(model, save(file, tmp_path / 'w.pth'), 'backbone.net.')
-    assert_same(model, {**state, 'pos_embed': weights['pos_embed'][:, 1:]})
+    assert_same(model, {**state, 'pos_embed': state['pos_embed'][:, 1:]})
+
+
+@pytest.mark.parametrize('name, side', [('rope_win', 3), ('rope_glb', 6), ('blocks.1.attn.rope', 3)])
+def test_every_table_of_angles_in_a_file_is_compared(name, side, tmp_path):
+    model, _, file = detector_of_eva02({f'{name}.freqs_cos': cosines(side) * 0.5})
+    with pytest.raises(ValueError, match=rf'its rotary angles are not those of this model \({name}.freqs_cos; arch'):
+        load_vit_weights(model, save(file, tmp_path / 'w.pth'), 'backbone.net.')
+
+
+def test_a_final_norm_that_the_model_has_not_is_left_out_and_said_so(weights, tmp_path, log):
+    load_vit_weights(small_vit(final_norm=False), save(weights, tmp_path / 'w.pth'))
+    assert 'final norm left out, as final_norm=False' in log()
+    load_vit_weights(small_vit(), save(weights, tmp_path / 'w.pth'))
+    assert log().count('final norm') == 1

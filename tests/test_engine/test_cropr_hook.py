@@ -1,19 +1,23 @@
 """CroprHook inside a real mmengine training."""
 
 import copy
+import weakref
+from operator import attrgetter
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from helpers import cropr, det_sample, small_vit
 from mmengine.hooks import EMAHook, Hook
-from mmengine.model import BaseModel, MMDistributedDataParallel
+from mmengine.model import BaseModel, MMDistributedDataParallel, MMFullyShardedDataParallel
 from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner, autocast
 from torch import nn
 
 from cropr_mm import CroprHook, CroprViT, TokenReinsertion
-from cropr_mm.engine.retrofit import evaluate_all_but_pruners
+from cropr_mm.engine.retrofit import evaluate_all_but_pruners, wrap_again
 from cropr_mm.models.layers import DropPath
 
 PRUNING = dict(pruner=cropr(), rate=8)
@@ -134,6 +138,50 @@ def test_a_model_without_cropr_vit_is_named():
         CroprHook().attach(Segmentor(backbone=nn.Conv2d(3, 3, 1)))
 
 
+def test_a_second_hook_is_refused(tmp_path):
+    model = Segmentor()
+    first = attached(model)
+    with pytest.raises(ValueError, match=r'CroprHook: Segmentor has one already; leave one of them in custom_hooks'):
+        attached(model)
+    assert len(model._forward_hooks) == 1 and model.backbone.aux_is_read
+    first.detach()
+    attached(model)  # one after the other is fine
+    with pytest.raises(ValueError, match=r'has one already'):
+        train(tmp_path, by_epoch=False, hooks=[CroprHook()])
+
+
+def test_losses_that_the_hook_never_sees_are_an_error():
+    """A step that calls the model's loss past its forward, as a wrapper of one's own may do."""
+    model = Segmentor()
+    hook = attached(model)
+    images = torch.randn(1, 3, 24, 24)
+    model.backbone(images)
+    with pytest.raises(RuntimeError, match=r"CroprHook reads them where the model is called with mode='loss'"):
+        model.backbone(images)
+    hook.detach()
+
+
+@pytest.mark.parametrize('mode', ['tensor', 'predict'])
+def test_other_modes_in_training_are_no_steps(mode):
+    model = Segmentor()
+    attached(model)
+    for _ in range(2):
+        model([torch.randn(3, 24, 24)], mode=mode)
+    losses = model([torch.randn(3, 24, 24)], [det_sample([0])], mode='loss')
+    assert 'cropr.loss_aux' in losses
+
+
+def test_an_evaluation_has_no_losses_of_a_step_before():
+    model = Segmentor()
+    images = torch.randn(1, 3, 24, 24)
+    model.backbone(images)
+    model.eval()
+    model.backbone(images)
+    assert model.backbone.aux_losses([det_sample([0])]) == {}
+    with pytest.raises(RuntimeError, match='were not used'):  # and the step's still count as unread
+        model.train().backbone(images)
+
+
 def test_attaching_again_replaces_and_detaching_takes_everything_back():
     model = Segmentor()
     hook = attached(model)
@@ -201,19 +249,21 @@ def test_mixed_precision_trains_the_pruners():
 class ReadProgress(Hook):
     priority = 'LOWEST'
 
-    def __init__(self):
-        self.seen = []
+    def __init__(self, backbone='backbone'):
+        self.seen, self.backbone = [], attrgetter(backbone)
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        self.seen.append((runner.iter, runner.model.backbone.pruning_progress))
+        self.seen.append((runner.iter, self.backbone(runner.model).pruning_progress))
 
 
-def train(tmp_path, by_epoch, hooks=(), ramp=0.5, resume=False, model=None, iters=8, hook=None, **settings):
+def train(
+    tmp_path, by_epoch, hooks=(), ramp=0.5, resume=False, model=None, iters=8, hook=None, reads='backbone', **settings
+):
     """8 iterations, as 2 epochs of 4 or as they are."""
     torch.manual_seed(0)
     data = [dict(inputs=torch.randn(3, 24, 24), data_samples=det_sample([i % 3])) for i in range(8)]
     length = dict(max_epochs=iters // 4) if by_epoch else dict(max_iters=iters)
-    reader = ReadProgress()
+    reader = ReadProgress(reads)
     runner = Runner(
         model or Segmentor(),
         str(tmp_path),
@@ -229,7 +279,7 @@ def train(tmp_path, by_epoch, hooks=(), ramp=0.5, resume=False, model=None, iter
         default_hooks=dict(checkpoint=dict(type='CheckpointHook', by_epoch=by_epoch, interval=1 if by_epoch else 4)),
         custom_hooks=[*([] if ramp is None else [dict(type='CroprHook', ramp=ramp, **(hook or {}))]), reader, *hooks],
         resume=resume,
-        log_level='ERROR',
+        log_level=settings.pop('log_level', 'ERROR'),
         experiment_name=f'{tmp_path.name}-{resume}',
         **settings,
     )
@@ -303,6 +353,31 @@ def test_by_epoch_the_rate_stays_within_an_epoch(tmp_path):
     assert progress == [0] * 4 + [0.5] * 4
 
 
+def test_the_log_has_the_progress(tmp_path):
+    runner, progress = train(tmp_path, by_epoch=False, ramp=1.0)
+    history, _ = runner.message_hub.get_scalar('train/cropr.progress').data
+    assert history.tolist() == progress == [i / 8 for i in range(8)]
+
+
+def test_a_dense_model_has_no_progress(tmp_path):
+    runner, _ = train(tmp_path, by_epoch=False, model=Segmentor(None))
+    assert 'train/cropr.progress' not in runner.message_hub.log_scalars
+
+
+@pytest.mark.parametrize('resume', [False, True])
+def test_another_image_size_is_loaded_resized_and_not_resumed(tmp_path, resume):
+    train(tmp_path, by_epoch=False, iters=4)
+    larger = Segmentor(backbone=small_vit(pruning=PRUNING, img_size=48))
+    start = dict(model=larger, resume=resume, load_from=str(tmp_path / 'iter_4.pth'), by_epoch=False)
+    if resume:
+        words = r'resume: the checkpoint was trained with another img_size: backbone.pos_embed \(1, 37, 16\), 145'
+        with pytest.raises(ValueError, match=words):
+            train(tmp_path / 'other', **start)
+        return
+    train(tmp_path / 'other', **start)
+    assert larger.backbone.pos_embed.shape[1] == 145
+
+
 def test_by_epoch_needs_epochs(tmp_path):
     with pytest.raises(ValueError, match=r'CroprHook.by_epoch=True, but train_cfg.type is IterBasedTrainLoop'):
         train(tmp_path, by_epoch=False, hook=dict(by_epoch=True))
@@ -325,7 +400,7 @@ class WithBatchNorm(Segmentor):
 def test_retrofit_trains_the_pruners_and_nothing_else(tmp_path):
     model = WithBatchNorm(backbone=small_vit(pruning=PRUNING, drop_path_rate=0.5))
     before = copy.deepcopy(model.state_dict())
-    train(tmp_path, by_epoch=True, model=model, hook=dict(retrofit=True))
+    train(tmp_path, by_epoch=True, model=model, hook=dict(retrofit=True), load_from=saved(model, tmp_path))
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     weights = {name for name, _ in model.named_parameters() if '.pruners.' in name}
     assert changed == weights
@@ -348,7 +423,7 @@ def test_retrofit_prunes_and_logs_the_main_loss_all_the_same(tmp_path):
 
     look = Look()
     look.priority = 'LOWEST'
-    train(tmp_path, by_epoch=False, model=model, ramp=None, hooks=[hook, look])
+    train(tmp_path, by_epoch=False, model=model, ramp=None, hooks=[hook, look], load_from=saved(model, tmp_path))
     assert look.seen == (21, (False, False, True)) and {'loss_main', 'cropr.loss_aux'} <= set(look.losses)
 
 
@@ -372,19 +447,77 @@ def test_retrofit_evaluates_what_is_random_or_keeps_statistics_and_no_head_as_su
 def test_retrofit_with_nothing_to_train_is_refused(tmp_path):
     model = Segmentor(dict(pruner=dict(type='RandomPruner'), rate=8))
     with pytest.raises(ValueError, match=r'CroprHook.retrofit=True, but no pruner has parameters'):
-        train(tmp_path, by_epoch=False, model=model, hook=dict(retrofit=True))
+        train(tmp_path, by_epoch=False, model=model, hook=dict(retrofit=True), load_from=saved(model, tmp_path))
 
 
-def test_retrofit_under_ddp_asks_for_the_flag_it_needs():
-    from cropr_mm.engine.retrofit import check_wrapper
+def test_retrofit_of_random_weights_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r'CroprHook.retrofit=True, but no checkpoint gives the model its weights'):
+        train(tmp_path / 'scratch', by_epoch=False, hook=dict(retrofit=True))
+    with pytest.raises(ValueError, match=r'no checkpoint gives the model its weights'):  # nothing to resume, either
+        train(tmp_path / 'resumed', by_epoch=False, hook=dict(retrofit=True), resume=True)
 
-    wrapper = MMDistributedDataParallel.__new__(MMDistributedDataParallel)
-    wrapper.find_unused_parameters = False
-    with pytest.raises(ValueError, match=r'set find_unused_parameters=True'):
-        check_wrapper(wrapper)
-    wrapper.find_unused_parameters = True
-    check_wrapper(wrapper)
-    check_wrapper(Segmentor())
+
+def test_retrofit_may_start_from_the_weights_of_init_cfg(tmp_path):
+    torch.save(small_vit().state_dict(), tmp_path / 'w.pth')
+    settings = dict(type='Pretrained', checkpoint=str(tmp_path / 'w.pth'))
+    model = Segmentor(backbone=small_vit(pruning=PRUNING, init_cfg=settings))
+    train(tmp_path, by_epoch=False, model=model, hook=dict(retrofit=True))
+    assert torch.equal(model.backbone.pos_embed, torch.load(tmp_path / 'w.pth')['pos_embed'])
+
+
+def test_retrofit_says_how_much_trains(tmp_path):
+    model = Segmentor()
+    start = dict(load_from=saved(model, tmp_path), log_level='INFO')
+    runner, _ = train(tmp_path, by_epoch=False, model=model, hook=dict(retrofit=True), **start)
+    pruners = sum(p.numel() for p in model.backbone.pruners.parameters())
+    others = sum(p.numel() for p in model.parameters()) - pruners
+    log = (Path(runner.log_dir) / f'{runner.timestamp}.log').read_text()
+    assert f'CroprHook: retrofit: {pruners:,} parameters train, {others:,} are frozen' in log
+
+
+def test_under_ddp_retrofit_wraps_the_frozen_model(tmp_path, monkeypatch):
+    """Without find_unused_parameters, of a wrapper that was made before anything was frozen."""
+    torch.distributed.init_process_group('gloo', store=torch.distributed.HashStore(), rank=0, world_size=1)
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    seen = {}
+
+    class Look(Hook):
+        priority = 'LOWEST'
+
+        def before_run(self, runner):  # mmengine does that as it builds the runner, from a launcher's environment
+            runner._distributed, runner.cfg.model_wrapper_cfg = True, dict(wrapper)
+            runner.model = runner.wrap_model(dict(wrapper), runner.model)
+            seen['before'] = weakref.ref(runner.model)
+
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            seen['tensors'] = runner.model._get_ddp_logging_data()['num_parameter_tensors']
+
+    model = Segmentor()
+    wrapper = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
+    try:
+        runner, _ = train(
+            tmp_path,
+            by_epoch=False,
+            model=model,
+            hook=dict(retrofit=True),
+            hooks=[Look()],
+            reads='module.backbone',
+            load_from=saved(Segmentor(None), tmp_path),
+        )
+        assert isinstance(runner.model, MMDistributedDataParallel) and runner.model.module is model
+    finally:
+        torch.distributed.destroy_process_group()
+    assert seen['before']() is None
+    assert seen['tensors'] == len(list(model.backbone.pruners.parameters()))
+
+
+def test_retrofit_under_a_wrapper_that_cannot_is_refused():
+    runner = SimpleNamespace(model=MMFullyShardedDataParallel.__new__(MMFullyShardedDataParallel))
+    with pytest.raises(ValueError, match=r'retrofit=True with MMFullyShardedDataParallel; one process or DDP'):
+        wrap_again(runner)
+    runner.model = model = Segmentor()
+    wrap_again(runner)
+    assert runner.model is model
 
 
 def saved(model, tmp_path, rename=lambda name: name):

@@ -10,6 +10,7 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
 
+from cropr_mm.compat import remove_prefix
 from cropr_mm.engine import CroprFSDPStrategy
 from cropr_mm.engine.launch import build_runner
 
@@ -24,6 +25,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 from cropr_mm import CroprViT
+from cropr_mm.compat import remove_prefix
 
 @HOOKS.register_module()
 class Witness(Hook):
@@ -42,7 +44,7 @@ class Witness(Hook):
             self.seen['units'] = len(units)
             with FSDP.summon_full_params(model, writeback=False):
                 self.seen['weights'] = {
-                    key.replace('_fsdp_wrapped_module.', '').removeprefix('module.'): value.detach().clone()
+                    remove_prefix(key.replace('_fsdp_wrapped_module.', ''), 'module.'): value.detach().clone()
                     for key, value in model.named_parameters()}
             torch.save(self.seen, f'{runner.work_dir}/rank{runner.rank}.pt')
 """
@@ -113,7 +115,7 @@ def test_sharded_training_takes_the_steps_of_ddp(train, accumulate):
     for ranks in (ddp, fsdp):
         assert all(torch.equal(value, ranks[1]['weights'][key]) for key, value in ranks[0]['weights'].items())
     # (mmengine's DDPStrategy leaves the wrapper's name in front; whatever loads a checkpoint takes it off.)
-    assert_close(fsdp_file['state_dict'], {k.removeprefix('module.'): v for k, v in ddp_file['state_dict'].items()})
+    assert_close(fsdp_file['state_dict'], {remove_prefix(k, 'module.'): v for k, v in ddp_file['state_dict'].items()})
     initial, last = ddp[0]['logs'][0]['loss'], ddp[0]['logs'][-1]['loss']
     assert last < initial - 1, 'the model has hardly moved, so the comparison says little'
 

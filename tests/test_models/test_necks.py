@@ -3,11 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import small_vit
+from helpers import cropr, small_vit
 from mmengine.registry import MODELS
 from torch import nn
 
 from cropr_mm import SimpleFeaturePyramid, SparseFeature, TokenPooling, TokenReinsertion
+from cropr_mm.models.necks.pyramid import Stretch
 
 
 def half_full():
@@ -138,10 +139,66 @@ def test_every_layer_of_the_pyramid_is_used():
     assert all(p.grad is not None for p in neck.parameters())
 
 
-@pytest.mark.parametrize('strides', [(), (12,), (8, 4), (8, 8), (0,), (-4,)])
-def test_pyramid_refuses_strides_out_of_reach(strides):
-    with pytest.raises(ValueError, match='in_stride=16; ascending strides'):
+@pytest.mark.parametrize('strides', [(), (8, 4), (8, 8), (0,), (-4,)])
+def test_pyramid_refuses_strides_that_do_not_ascend(strides):
+    with pytest.raises(ValueError, match='in_stride=16; positive and ascending strides'):
         SimpleFeaturePyramid(8, 4, 16, strides)
+
+
+@pytest.mark.parametrize('in_stride', [8, 14, 16])
+@pytest.mark.parametrize('strides', [(4, 8, 16, 32, 64), (8, 16, 32, 64, 128), (16, 64), (12, 48)])
+def test_cells_have_the_stride_that_anchors_assume(in_stride, strides):
+    """A map that holds the x coordinate of each cell's centre still holds it at every level, whatever the patch."""
+    neck = SimpleFeaturePyramid(32, 4, in_stride, strides)
+    for level in neck.levels:
+        for i, layer in enumerate(level):
+            if isinstance(layer, nn.ConvTranspose2d):
+                level[i] = nn.Upsample(scale_factor=2, mode='bilinear')
+            elif isinstance(layer, nn.MaxPool2d):
+                level[i] = nn.AvgPool2d(layer.kernel_size)
+            elif not isinstance(layer, Stretch):
+                level[i] = nn.Identity()
+    cells = 8 * 64 // in_stride
+    x = (in_stride * (torch.arange(float(cells)) + 0.5)).expand(1, 32, 16, cells)
+    for i, (stride, level) in enumerate(zip(strides, neck((x,)))):
+        centres = stride * (torch.arange(level.shape[-1]) + 0.5)
+        assert abs(level.shape[-1] - cells * in_stride / stride) <= 1
+        if i < len(neck.levels):  # coarser ones subsample, as ViTDet's do
+            inside = (centres > 40) & (centres < cells * in_stride - 80)  # no border in it
+            torch.testing.assert_close(level[0, 0, 0][inside], centres[inside])
+
+
+PYRAMIDS = [
+    dict(type='SimpleFeaturePyramid', in_channels=16, out_channels=4),
+    dict(type='StandInPyramid', in_channels=16, out_channels=[4], strides=[4]),
+]
+
+
+@pytest.mark.parametrize('pyramid', PYRAMIDS, ids=lambda pyramid: pyramid['type'])
+def test_a_pyramid_for_other_patches_is_an_error_that_says_what_to_write(pyramid):
+    """As a model of mmseg or mmdet calls its neck, without a hook."""
+    words = rf'{pyramid["type"]}.in_stride=16, but backbone.patch_size=4, .* set in_stride=4 in neck'
+    model, images = small_vit(pruning=dict(pruner=dict(type='RandomPruner'), rate=4)), torch.randn(1, 3, 24, 24)
+    with pytest.raises(ValueError, match=words):
+        MODELS.build([dict(type='TokenReinsertion'), pyramid])(model(images))
+    neck = MODELS.build([dict(type='TokenReinsertion'), dict(pyramid, in_stride=4)])
+    assert neck(model(images))[0].shape[-1] == 6
+
+
+def test_the_stride_stays_out_of_graphs():
+    """Tracing and export of backbone and neck together, where nothing can be noted on a tensor."""
+    neck = [dict(type='TokenReinsertion'), dict(PYRAMIDS[0], in_stride=4)]
+    pruning = dict(pruner=cropr(), rate=4)
+    model = nn.Sequential(small_vit(pruning=pruning), MODELS.build(neck)).eval()
+    images = torch.randn(2, 3, 24, 24)
+    expected = model(images)
+    for graph in (
+        torch.export.export(model, (images,)).module(),
+        torch.compile(model, fullgraph=True, backend='eager'),
+        torch.jit.trace(model, images),
+    ):
+        for ours, theirs in zip(graph(images), expected):
+            torch.testing.assert_close(ours, theirs)
 
 
 def test_too_few_channels_to_halve_are_named():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mmengine.registry import MODELS
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
 from cropr_mm import BasePruner, TokenReinsertion
 from cropr_mm.models.rotary import apply_rotary, rotary_angles
@@ -327,8 +327,8 @@ class CountOperations(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        held = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
-        made = [t for t in tree_leaves(result) if isinstance(t, torch.Tensor)]
+        held = {t.untyped_storage().data_ptr() for t in tree_flatten((args, kwargs))[0] if isinstance(t, torch.Tensor)}
+        made = [t for t in tree_flatten(result)[0] if isinstance(t, torch.Tensor)]
         self.count += any(t.untyped_storage().data_ptr() not in held for t in made)
         return result
 

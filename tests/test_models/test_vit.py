@@ -4,7 +4,9 @@ import re
 
 import pytest
 import torch
-from helpers import SMALL, cropr, liven, small_vit
+from helpers import SMALL, cropr, det_sample, liven, small_vit
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from mmengine import ConfigDict
 from mmengine.registry import MODELS
 from parity import import_timm
@@ -136,7 +138,7 @@ def test_other_numbers_of_channels_are_possible():
 
 def test_final_norm_can_be_left_out():
     plain, normed = small_vit(final_norm=False).eval(), small_vit().eval()
-    normed.load_state_dict(plain.state_dict(), strict=False)
+    normed.load_state_dict({**normed.state_dict(), **plain.state_dict()})
     images = torch.randn(1, 3, 24, 24)
     torch.testing.assert_close(normed.norm(plain(images)[0].tokens), normed(images)[0].tokens)
 
@@ -206,6 +208,41 @@ def test_out_indices_count_from_both_ends(out_indices):
         (dict(out_indices=(1, 1)), r'out_indices=\(1, 1\)'),
         (dict(out_indices=()), r'out_indices=\(\)'),
         (dict(img_size=0), r'img_size=0; a positive integer'),
+        (dict(img_size='24'), r"img_size='24'; a positive integer"),
+        (dict(img_size=None), r'img_size=None; a positive integer'),
+        (dict(img_size=(24, 24.0)), r'img_size=24.0; a positive integer'),
+        (dict(img_size=True), r'img_size=True; a positive integer'),
+        (dict(out_indices='last'), r"out_indices='last'; different ascending blocks"),
+        (dict(out_indices=None), r'out_indices=None; different'),
+        (dict(out_indices=(1, 2.0)), r'out_indices=\(1, 2.0\); different'),
+        (dict(out_indices=True), r'out_indices=True; different'),
+        (dict(in_channels=0), r'in_channels=0; a positive integer'),
+        (dict(window_size='14'), r"window_size='14'; a positive integer"),
+        (dict(window_size=2, global_blocks=['1']), r"global_blocks=\['1'\]; different"),
+        (dict(drop_path_rate='0.1'), r"drop_path_rate='0.1'; 0 or more and below 1"),
+        (dict(drop_path_rate=None), r'drop_path_rate=None; 0 or more'),
+        (dict(drop_path_rate=float('nan')), r'drop_path_rate=nan; 0 or more'),
+        (dict(drop_path_rate=False), r'drop_path_rate=False; 0 or more'),
+        (dict(with_cp='no'), r"with_cp='no'; True or False"),
+        (dict(final_norm=None), r'final_norm=None; True or False'),
+        (dict(frozen_stages=1.0), r'frozen_stages=1.0; -1 to 5'),
+        (dict(frozen_stages=[1]), r'frozen_stages=\[1\]; -1 to 5'),
+        (dict(arch=dict(mlp_ratio=0)), r'arch.mlp_ratio=0; a number above 0'),
+        (dict(arch=dict(mlp_ratio='4')), r"arch.mlp_ratio='4'; a number above 0"),
+        (dict(arch=dict(mlp_ratio=0.01)), r'arch.mlp_ratio=0.01; .* at least one hidden channel'),
+        (dict(arch=dict(norm_eps=None)), r'arch.norm_eps=None; a number above 0'),
+        (dict(arch=dict(class_token='yes')), r"arch.class_token='yes'; True or False"),
+        (dict(arch={1: 2}), r'arch has unknown keys 1; valid are'),
+        (dict(pruning=dict(pruner=cropr(), keep='{2: 0.3}')), r"keep='{2: 0.3}'; a dict .* pruning.keep.2=0.3"),
+        (dict(pruning=dict(pruner=cropr(), keep={1: True})), r'pruning.keep={1: True}; ratios above 0'),
+        (dict(pruning=dict(pruner=cropr(), rate=6, blocks=1)), r'pruning.blocks=1; different blocks from 0 to 2'),
+        (dict(pruning=dict(pruner=cropr(), rate=6, blocks='01')), r"pruning.blocks='01'; different"),
+        (dict(pruning=dict(pruner=cropr(), rate=6, blocks=[True])), r'pruning.blocks=\[True\]; different'),
+        (dict(pruning=dict(pruner=cropr(), rate=6, round_to=True)), r'pruning.round_to=True; a positive'),
+        (dict(pruning=dict(pruner=cropr(), rate=6, deploy='no')), r"pruning.deploy='no'; True or False"),
+        (dict(pruning=dict(pruner=cropr(), rate=6, aux_recompute=1)), r'pruning.aux_recompute=1; True or False'),
+        (dict(pruning=dict(pruner=cropr(), rate=6, aux_share=float('nan'))), r'pruning.aux_share=nan; a share'),
+        (dict(pruning={'pruner': cropr(), 'rate': 6, 3: 1}), r'pruning has unknown keys 3; valid are'),
         (dict(img_size=(24, 24, 24)), r'img_size=\(24, 24, 24\); an integer or \(H, W\)'),
         (dict(patch_size=-4), r'patch_size=-4; a positive integer'),
         (dict(frozen_stages=6), r'frozen_stages=6; -1 to 5 is expected'),
@@ -236,3 +273,108 @@ def test_a_pruner_that_is_none_is_refused():
 class ForeignModule(torch.nn.Module):
     def __init__(self, **kwargs):
         super().__init__()
+
+
+ANYTHING = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 40),
+    st.floats(-2, 2),
+    st.sampled_from([float('nan'), float('inf'), -float('inf'), 10**30]),
+    st.text(max_size=3),
+    st.lists(st.one_of(st.integers(-6, 6), st.floats(-2, 2), st.text(max_size=1), st.none()), max_size=3),
+    st.dictionaries(st.one_of(st.integers(-1, 4), st.text(max_size=1), st.none()), st.floats(0, 1), max_size=2),
+)
+KEYS = dict(
+    model=('patch_size', 'img_size', 'in_channels', 'out_indices', 'drop_path_rate', 'final_norm', 'window_size',
+           'with_cp', 'frozen_stages', 'pruning', 'arch'),
+    arch=('family', 'mlp_ratio', 'class_token', 'num_registers', 'position_embedding', 'rotary', 'rotary_ref', 'mlp',
+          'sub_norm', 'attn_norm', 'qkv_fused', 'key_bias', 'layer_scale', 'norm_eps', 'embed_dim', 'depth',
+          'num_heads'),
+    pruning=('rate', 'target_ratio', 'keep', 'blocks', 'round_to', 'fusion', 'aux_share', 'aux_recompute', 'deploy',
+             'pruner'),
+)  # fmt: skip
+SIZES = (
+    'img_size',
+    'patch_size',
+    'in_channels',
+    'num_registers',
+    'embed_dim',
+    'depth',
+    'mlp_ratio',
+)  # as large as somebody has memory
+
+
+@settings(max_examples=600)
+@given(st.sampled_from([(group, key) for group, keys in KEYS.items() for key in keys]), ANYTHING)
+def test_any_value_builds_or_ends_in_an_error_that_names_its_key(place, value):
+    group, key = place
+    assume(not (key in SIZES and value == 10**30))
+    arch, pruning, model = dict(SMALL['vit']), dict(pruner=dict(type='RandomPruner')), {}
+    dict(arch=arch, pruning=pruning, model=model)[group][key] = value
+    if group == 'pruning':
+        if key not in ('rate', 'target_ratio', 'keep'):
+            pruning['rate'] = 2
+        model['pruning'] = pruning
+    try:
+        CroprViT(**{'arch': arch, 'img_size': 24, 'patch_size': 4, **model})
+    except (ValueError, TypeError) as error:
+        assert key in str(error), (error, value)
+
+
+@pytest.mark.parametrize(
+    'images, words',
+    [
+        (torch.zeros(3, 24, 24), r'CroprViT: images of shape \(3, 24, 24\); a batch \(B, 3, H, W\) is expected'),
+        (torch.zeros(1, 4, 24, 24), r'images of shape \(1, 4, 24, 24\); a batch \(B, 3, H, W\)'),
+        ([torch.zeros(3, 24, 24)], r'images of list; a batch'),
+    ],
+)
+def test_images_that_are_no_batch_are_named(images, words):
+    with pytest.raises(ValueError, match=words):
+        small_vit()(images)
+
+
+# --- outputs without the last block ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('pruning', [None, dict(pruner=cropr(), rate=8, fusion=None, blocks=[0, 1])])
+def test_no_block_after_the_last_output_is_computed_or_trained(pruning):
+    model, whole = small_vit(out_indices=(1, 2), pruning=pruning), small_vit(out_indices=(1, 2, 4), pruning=pruning)
+    whole.load_state_dict(model.state_dict())
+    run = []
+    for i, block in enumerate(model.blocks):
+        block.register_forward_hook(lambda *_, i=i: run.append(i))
+    images = torch.randn(2, 3, 24, 24)
+    for ours, expected in zip(model.eval()(images), whole.eval()(images)):
+        assert torch.equal(ours.to_dense(), expected.to_dense())
+    assert run == [0, 1, 2]
+    levels = model.train()(images)
+    aux = model.aux_losses([det_sample([0]), det_sample([1])]).get('loss_aux', 0)
+    (sum(level.tokens.sum() for level in levels) + aux).backward()
+    assert all((p.grad is not None) == p.requires_grad for p in model.parameters())
+    idle = {name.split('.')[1] if name[0] == 'b' else name for name, p in model.named_parameters() if p.grad is None}
+    assert idle == {'3', '4', 'norm.weight', 'norm.bias'}
+
+
+@pytest.mark.parametrize(
+    'pruning, words',
+    [
+        (dict(rate=8), r'out_indices=-2 leaves out the last block, 4, in which the pruned tokens return; .*depth=4'),
+        (dict(rate=8, fusion=None), r'out_indices=-2: nothing after block 3 .* pruning.blocks .* from 0 to 2'),
+    ],
+)
+def test_pruning_needs_the_blocks_that_it_is_for(pruning, words):
+    with pytest.raises(ValueError, match=words):
+        small_vit(out_indices=-2, pruning=dict(pruner=cropr(), **pruning))
+
+
+@pytest.mark.parametrize('answer', [lambda index: index[:, :-1].float(), lambda index: 0.5, lambda index: index[0]])
+def test_scores_of_another_shape_are_named(answer):
+    class Own(RandomPruner):
+        def score(self, patch_tokens, index, grid, class_attention=None):
+            return answer(index)
+
+    model = small_vit(pruning=dict(pruner=dict(type=Own), rate=8))
+    with pytest.raises(ValueError, match=r'Own.score returned .*; one score per patch token, \(B, N\) = \(2, 36\), is'):
+        model(torch.randn(2, 3, 24, 24))

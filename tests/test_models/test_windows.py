@@ -10,7 +10,6 @@ from helpers import cropr, liven, small_vit
 from hypothesis import given
 from hypothesis import strategies as st
 from parity import import_timm
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from cropr_mm import CroprViT
@@ -121,9 +120,15 @@ def test_windows_count_in_raster_order_and_may_be_smaller_at_the_border():
     assert count_windows((3, 5), 2) == 6
 
 
+def plain_attention():
+    if hasattr(torch.nn, 'attention'):  # PyTorch 2.3
+        return torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
+    return torch.backends.cuda.sdp_kernel(enable_flash=False, enable_math=True, enable_mem_efficient=False)
+
+
 def pairs(attention, *arguments):
     """Pairs of query and key that an attention with 4 channels computes."""
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+    with FlopCounterMode(display=False) as counter, plain_attention():
         attention(*arguments)
     return counter.get_total_flops() / (2 * 2 * 4)
 
@@ -190,6 +195,8 @@ def test_wrong_settings_are_named(settings, message):
 @pytest.mark.parametrize('family', ['vit', 'eva02'])
 def test_compilers_see_one_graph_whatever_tokens_are_kept(family):
     """No shape depends on the data: what was captured for one batch is right for another."""
+    if torch.__version__.startswith('2.1.'):
+        pytest.skip('torch.export of PyTorch 2.1 cannot unpack a generator')
     settings = dict(window_size=3, global_blocks=(-1,), img_size=32, arch=dict(class_token=False))
     model = small_vit(family, dict(pruner=cropr(), rate=10), **settings).eval()
 

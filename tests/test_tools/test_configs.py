@@ -15,7 +15,7 @@ NAMES = sorted(file.stem for file in CONFIGS.glob('*.py'))
 
 
 def test_all_selectors_have_a_config():
-    assert {name.split('_')[1].removesuffix('-vit') for name in NAMES} == {
+    assert {name.split('_')[1].replace('-vit', '') for name in NAMES} == {
         'dense', 'oracle', 'random', 'variance', 'attention', 'nonsalient',
         'cropr', 'cropr-multilabel', 'cropr-patch', 'cropr-retrofit'}  # fmt: skip
 

@@ -45,6 +45,14 @@ def test_from_training_to_pictures(library, data_folder, run_tool, capsys):
     run_tool('visualize_tokens', config, checkpoint, '--out', 'photo.png', '--image', image, *options)
     for name in ('tokens.png', 'photo.png'):
         assert (data_folder / name).read_bytes().startswith(b'\x89PNG')
+    (data_folder / 'notes.md').write_text('no image')
+    for file, words in (
+        ('notes.md', r"'notes.md': no image that can be read \("),
+        ('gone.jpg', r"'gone.jpg': no such"),
+    ):
+        with pytest.raises(SystemExit, match=rf'^visualize_tokens.py: error: --image {words}'):
+            # before a model is built, or its checkpoint read
+            run_tool('visualize_tokens', config, 'gone.pth', '--image', file, *options)
     with pytest.raises(SystemExit, match=r'--indices 6: the test set has images 0 to 5'):
         run_tool('visualize_tokens', config, checkpoint, '--indices', 6, *options)
     capsys.readouterr()

@@ -107,7 +107,7 @@ def test_retrofit_starts_from_a_dense_checkpoint_and_runs_in_two_processes(data_
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = str(free.getsockname()[1])
-    start = ['load_from=dense/iter_1.pth', 'find_unused_parameters=True']
+    start = ['load_from=dense/iter_1.pth']
     command = [str(ROOT / 'tools' / 'dist_train.sh'), str(config), '2', '--no-validate', '--work-dir', 'two']
     run = subprocess.run([*command, '--resume', *few_iterations(3, 2, start)], env=dict(environment(), PORT=port),
                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
@@ -173,3 +173,25 @@ def test_a_damaged_file_is_named(sample_data, tmp_path, monkeypatch, run_tool, k
     extra = [f'train_dataloader.num_workers={workers}']
     with pytest.raises(ValueError, match=rf'cannot be read \(cut off or damaged\): .*{kind}/training/00000'):
         run_tool('train', CONFIG, '--work-dir', 'run', *few_iterations(1, extra=extra))
+
+
+@pytest.mark.parametrize('config', [CONFIG, CONFIG.with_name('fcn_dense-vit_sample.py')], ids=['hook', 'no hook'])
+def test_an_optimizer_of_resnets_and_a_missing_import_are_in_the_log(data_folder, run_tool, config):
+    pytest.importorskip('mmseg')
+    (data_folder / 'mine.py').write_text(
+        f'_base_ = {str(config)!r}\ncustom_imports = None\n'
+        "optim_wrapper = dict(_delete_=True, type='OptimWrapper', optimizer=dict(type='SGD', lr=0.01))"
+    )
+    run_tool('train', 'mine.py', '--no-validate', '--work-dir', 'run', *few_iterations(1))
+    (file,) = (data_folder / 'run').glob('*/*.log')
+    log = file.read_text()
+    assert log.count('the optimizer is SGD at lr=0.01') == 1
+    assert "custom_imports=dict(imports=['cropr_mm']) is missing in the config" in log
+
+
+def test_what_is_left_of_the_old_backbone_ends_in_one_line(run_tool, tmp_path, monkeypatch):
+    pytest.importorskip('mmseg')
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'mine.py').write_text(f'_base_ = {str(CONFIG)!r}\nmodel = dict(pretrained="resnet.pth")')
+    with pytest.raises(SystemExit, match=r"^train.py: error: model.pretrained='resnet.pth' holds weights of another"):
+        run_tool('train', 'mine.py')

@@ -10,6 +10,7 @@ from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from ...compat import is_compiling
 from ...tokens import FILLS, SparseFeature
 
 
@@ -48,6 +49,8 @@ class TokenReinsertion(BaseModule):
         if isinstance(fill, Tensor) and self.training and all(feature.complete for feature in features):
             # Nothing is missing yet (start of the curriculum). DDP expects a gradient for every parameter all the same.
             maps[-1] = maps[-1] + 0 * fill.sum()
+        for level, feature in zip(maps, features):
+            note_stride(level, feature.patch_size)
         return tuple(maps)
 
 
@@ -106,6 +109,15 @@ def _check_features(features: Any, who: str) -> None:
             f'{who} got a {type(wrong).__name__}; it expects the tuple of SparseFeatures of a CroprViT '
             f'and stands directly behind it (neck=[dict(type="{who}"), …])'
         )
+
+
+def note_stride(level: Tensor, stride: int | None) -> None:
+    """Write the stride of a map, in pixels, on the tensor itself: a pyramid that follows compares it with its own.
+
+    Not while a graph is made of the model (tracing, compiling, exporting), where nothing can be compared.
+    """
+    if stride is not None and not torch.jit.is_tracing() and not is_compiling():
+        level.cropr_stride = stride  # type: ignore[attr-defined]
 
 
 def plain(x: Tensor) -> Tensor:

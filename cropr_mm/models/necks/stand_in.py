@@ -6,12 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch.nn.functional as F
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from .pyramid import ChannelNorm, last_map, power_of_two
+from .pyramid import ChannelNorm, last_map, power_of_two, stretch
 from .reinsertion import plain
 
 
@@ -28,7 +27,7 @@ class StandInPyramid(BaseModule):
         in_channels: channels of the map.
         out_channels: channels of each level.
         strides: stride of each level in pixels, in any order; they may repeat.
-        in_stride: stride of the map in pixels, the backbone's patch size.
+        in_stride: stride of the map in pixels, the backbone's patch size. A map of another stride is an error.
         readout: whether each level is a pair of the map and its mean (B, C), for heads that read a class token
             beside each map (DPT).
         eval_level: the level that evaluation gives alone, without a tuple around it, for heads that read the others
@@ -75,19 +74,12 @@ class StandInPyramid(BaseModule):
 
     def forward(self, maps: Sequence[Tensor]) -> Any:
         """Maps, of which the last one (B, C, H, W) is read → a tuple of contiguous maps, as ``strides`` says."""
-        last = last_map(maps, 'StandInPyramid')
+        last = last_map(maps, 'StandInPyramid', self.in_stride)
         scaled = {stride: self._scale(last, stride) for stride in set(self.strides)}
         levels = [plain(level(scaled[stride])) for stride, level in zip(self.strides, self.levels)]
         outputs = tuple((level, level.mean((2, 3))) for level in levels) if self.readout else tuple(levels)
         return outputs if self.training or self.eval_level is None else outputs[self.eval_level]
 
     def _scale(self, x: Tensor, stride: int) -> Tensor:
-        scaled, factor = self.scales[str(stride)](x), self.stretches[stride]
-        if factor == 1:
-            return scaled
-        # Cells keep their stride to the pixel, as anchors and points are laid out by it: the factor is exact, and what
-        # an uneven side leaves over is cut off or filled by repeating the border.
         height, width = (max(1, round(side * self.in_stride / stride)) for side in x.shape[2:])
-        filled = F.pad(scaled, (0, 2, 0, 2), mode='replicate')
-        stretched = F.interpolate(filled, scale_factor=factor, mode='bilinear', align_corners=False)
-        return stretched[:, :, :height, :width]
+        return stretch(self.scales[str(stride)](x), self.stretches[stride], (height, width))

@@ -49,6 +49,10 @@ class Auxiliary:
         """Whether something was seen that no loss has been computed of."""
         return bool(self._lessons)
 
+    def forget(self) -> None:
+        """Drop what was seen."""
+        self._lessons, self._resting = [], []
+
     def start(self, pruners: Sequence[BasePruner]) -> None:
         """Forget what was seen, and draw which modules learn in the step that begins.
 

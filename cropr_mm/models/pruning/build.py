@@ -10,6 +10,7 @@ from mmengine.logging import MMLogger
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from ...config_types import check_flag
 from .auxiliary import Auxiliary
 from .base import BasePruner
 from .schedule import Schedule
@@ -86,7 +87,7 @@ def build_pruning(
     if not isinstance(pruning, Mapping) or 'pruner' not in pruning:
         raise ValueError(f'pruning={pruning!r}; None or a dict with pruner and rate, target_ratio or keep is expected')
     settings = dict(pruning)
-    unknown = sorted(set(settings) - set(PRUNING_KEYS))
+    unknown = sorted(str(key) for key in set(settings) - set(PRUNING_KEYS))
     if unknown:
         raise ValueError(f'pruning has unknown keys {", ".join(unknown)}; valid are {", ".join(PRUNING_KEYS)}')
     pruner = settings.pop('pruner')
@@ -95,9 +96,10 @@ def build_pruning(
             f"pruning.pruner={pruner!r}; a config with a type is expected, such as dict(type='RandomPruner')"
         )
     pruner = dict(pruner)
-    if settings.pop('deploy', False):
+    if check_flag('pruning.deploy', settings.pop('deploy', False)):
         pruner['deploy'] = True
-    auxiliary = Auxiliary(settings.pop('aux_share', 1.0), settings.pop('aux_recompute', False))
+    recompute = check_flag('pruning.aux_recompute', settings.pop('aux_recompute', False))
+    auxiliary = Auxiliary(settings.pop('aux_share', 1.0), recompute)
     schedule = Schedule(depth, shape['grid'], **settings)
     pruners = [MODELS.build({**shape, **pruner}) for _ in schedule.blocks]
     for built in pruners:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from ...compat import autocast_dtype
 from ..layers import Mlp, init_vit_weights
 from .base import BasePruner
 
@@ -105,8 +106,9 @@ class CroprPruner(BasePruner):
     def predict(self, tokens: Tensor, index: Tensor) -> Any:
         x = tokens.detach() if self.stop_gradient else tokens
         x = x if self.input_norm is None else self.input_norm(x)
-        if torch.is_autocast_enabled(x.device.type):
-            x = x.to(torch.get_autocast_dtype(x.device.type))  # once, not once for keys and once for values
+        dtype = autocast_dtype(x.device.type)
+        if dtype is not None:
+            x = x.to(dtype)  # once, not once for keys and once for values
         q = self.queries if self.q_proj is None else self.q_proj(self.queries)
         k, v = x if self.k_proj is None else self.k_proj(x), x if self.v_proj is None else self.v_proj(x)
         q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(-2, -3) for t in (q.to(k.dtype), k, v))
@@ -159,7 +161,8 @@ def _dot(vector: Tensor, x: Tensor) -> Tensor:
     # A row times a matrix, which reads the tokens behind the prefix in place: matmul would copy them first, and
     # a matrix times a column takes 15 times as long on a CPU.
     if vector.dtype == x.dtype != torch.float32 and sums_in_float32(x.device, x.dtype):
-        return torch.bmm(vector.expand(len(x), 1, -1), x.transpose(1, 2), out_dtype=torch.float32).squeeze(1)
+        row, matrix = vector.expand(len(x), 1, -1), x.transpose(1, 2)
+        return torch.bmm(row, matrix, out_dtype=torch.float32).squeeze(1)  # since PyTorch 2.8
     return torch.bmm(vector.float().expand(len(x), 1, -1), x.float().transpose(1, 2)).squeeze(1)
 
 
@@ -170,7 +173,7 @@ def sums_in_float32(device: torch.device, dtype: torch.dtype) -> bool:
         return False
     row = torch.ones(1, 1, 1, dtype=dtype, device=device)
     try:
-        return torch.bmm(row, row, out_dtype=torch.float32).dtype == torch.float32
+        return torch.bmm(row, row, out_dtype=torch.float32).dtype == torch.float32  # since PyTorch 2.8
     except (TypeError, RuntimeError):  # NotImplementedError is a RuntimeError
         return False
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ...config_types import check_integer, is_integer, is_number
 
 FUSIONS = ('last_layer', None)
 
@@ -52,8 +55,6 @@ class Schedule:
     ) -> None:
         if fusion not in FUSIONS:
             raise ValueError(f"pruning.fusion={fusion!r} is unknown; valid are 'last_layer' and None")
-        if not isinstance(round_to, int) or round_to < 1:
-            raise ValueError(f'pruning.round_to={round_to!r}; a positive integer is expected')
         plans = dict(rate=rate, target_ratio=target_ratio, keep=keep)
         if sum(plan is not None for plan in plans.values()) != 1:
             listed = ', '.join(f'pruning.{key}={plan!r}' for key, plan in plans.items())
@@ -62,7 +63,7 @@ class Schedule:
         if last < 0:
             raise ValueError(f'pruning needs at least {depth - last} blocks with fusion={fusion!r}; arch has {depth}')
         self.num_patches: int = grid[0] * grid[1]
-        self.round_to: int = int(round_to)
+        self.round_to: int = check_integer('pruning.round_to', round_to)
         self.fusion: str | None = fusion
         self.rate: float | None = rate
         self.keep: tuple[float, ...] = ()
@@ -76,26 +77,34 @@ class Schedule:
             self._check_rate()
 
     def _check_blocks(self, blocks: Sequence[int], last: int, key: str = 'blocks') -> tuple[int, ...]:
-        bad = [b for b in blocks if not isinstance(b, int) or not 0 <= b <= last]
-        if bad or len(set(blocks)) != len(blocks) or not len(blocks):
-            raise ValueError(f'pruning.{key}={list(blocks)}; different blocks from 0 to {last} are expected')
-        return tuple(sorted(int(b) for b in blocks))
+        listed = list(blocks) if isinstance(blocks, Sequence) and not isinstance(blocks, str) else None
+        if (
+            not listed
+            or any(not is_integer(b) or not 0 <= b <= last for b in listed)
+            or len(set(listed)) != len(listed)
+        ):
+            shown = blocks if listed is None else listed
+            raise ValueError(f'pruning.{key}={shown!r}; different blocks from 0 to {last} are expected')
+        return tuple(sorted(listed))
 
     def _check_keep(
         self, keep: Mapping[int, float], blocks: Sequence[int] | None, last: int
     ) -> tuple[tuple[int, ...], tuple[float, ...]]:
+        if not isinstance(keep, Mapping):
+            raise ValueError(
+                f'pruning.keep={keep!r}; a dict of blocks and ratios is expected, such as {{2: 0.3}} '
+                '(on the command line: pruning.keep.2=0.3)'
+            )
         if blocks is not None:
             raise ValueError(
-                f'pruning.blocks={list(blocks)} goes with pruning.rate or target_ratio; pruning.keep has its own'
+                f'pruning.blocks={blocks!r} goes with pruning.rate or target_ratio; pruning.keep has its own'
             )
         # Config files written as JSON or YAML, and --cfg-options, give the block numbers as strings. Where a number is
         # there both ways, the command line came later.
-        plan = {int(b) if isinstance(b, str) and b.isdigit() else b: ratio for b, ratio in keep.items()}
+        plan = {int(b) if isinstance(b, str) and b.isdecimal() else b: ratio for b, ratio in keep.items()}
         order = self._check_blocks(list(plan), last, 'keep')
         ratios = tuple(plan[b] for b in order)
-        if any(not isinstance(r, (int, float)) or not 0 < r <= 1 for r in ratios) or any(
-            a < b for a, b in zip(ratios, ratios[1:])
-        ):
+        if any(not is_number(r) or not 0 < r <= 1 for r in ratios) or any(a < b for a, b in zip(ratios, ratios[1:])):
             raise ValueError(
                 f'pruning.keep={dict(keep)}; ratios above 0, at most 1 and falling from block to block are expected'
             )
@@ -106,9 +115,9 @@ class Schedule:
             )
         return order, ratios
 
-    def _solve_rate(self, target: float) -> float:
+    def _solve_rate(self, target: Any) -> float:
         most = (self.num_patches - 1) / self.num_patches
-        if isinstance(target, bool) or not isinstance(target, (int, float)) or not 0 <= target <= most:
+        if not is_number(target) or not 0 <= target <= most:
             raise ValueError(
                 f'pruning.target_ratio={target!r}; a share from 0 to {math.floor(most * 1e4) / 1e4} is expected: '
                 f'one of the {self.num_patches} tokens must stay'
@@ -116,8 +125,8 @@ class Schedule:
         return float(target) / len(self.blocks)
 
     def _check_rate(self) -> None:
-        rate = self.rate
-        if isinstance(rate, bool) or not isinstance(rate, (int, float)) or rate < 0:
+        rate: Any = self.rate
+        if not is_number(rate) or rate < 0:
             raise ValueError(f'pruning.rate={rate!r}; an integer (tokens) or a share between 0 and 1 is expected')
         if not isinstance(rate, int) and not rate < 1:
             raise ValueError(f'pruning.rate={rate!r}; a share below 1 is expected (an integer for tokens)')

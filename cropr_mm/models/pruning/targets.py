@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import wraps
-from typing import Any, TypeVar, cast
+from typing import Any, Callable, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import torch

@@ -170,7 +170,7 @@ def test_the_limit_in_the_message_fits(grid, rate, fusion):
         (dict(rate=0.5), r'pruning.rate=0.5 leaves 0 of 196 tokens behind block 1; at most 0.0994 fits 10 modules'),
         (dict(rate=-1), r'pruning.rate=-1; an integer \(tokens\) or a share between 0 and 1'),
         (dict(rate=1.5), r'pruning.rate=1.5; a share below 1'),
-        (dict(rate=float('nan')), r'pruning.rate=nan; a share'),
+        (dict(rate=float('nan')), r'pruning.rate=nan; an integer'),
         (dict(rate=True), r'pruning.rate=True; an integer'),
         (dict(rate='20'), r"pruning.rate='20'; an integer"),
         (dict(), r'pruning.rate=None, pruning.target_ratio=None, pruning.keep=None; exactly one'),

@@ -1,0 +1,143 @@
+"""What ``load_state_dict`` does to a CroprViT, through whichever door a checkpoint comes.
+
+mmengine loads with ``strict=False`` and logs what does not fit. For a backbone that is an error here; what a checkpoint
+lacks of heads and scorers is left to mmengine, as a training may begin with new ones.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mmengine.logging import MMLogger
+from torch import Tensor
+
+from .files import shorten
+from .fit import fit_positions
+
+_EMBEDDED = ('pos_embed', 'cls_token', 'reg_token')
+# PyTorch's message about a weight of another shape.
+_MISMATCH = re.compile(
+    r'size mismatch for (\S+): copying a param with shape torch\.Size\((\[.*?\])\) from checkpoint, '
+    r'the shape in current model is torch\.Size\((\[.*?\])\)\.'
+)
+
+
+@dataclass
+class Loading:
+    """A ``load_state_dict`` under way: PyTorch's lists, and how long they were before the backbone's turn.
+
+    Attributes:
+        prefix: before the backbone's names, such as ``'backbone.'``.
+        lists: missing names, unexpected names, and messages about weights that cannot be copied.
+        lengths: of the lists before.
+        foreign: the checkpoint is of another backbone, and nothing of it is used.
+    """
+
+    prefix: str
+    lists: tuple[list[str], ...]
+    lengths: tuple[int, ...]
+    foreign: bool
+
+    def found(self) -> list[list[str]]:
+        """What has come to the lists since; names without the prefix."""
+        cut = len(self.prefix)
+        missing, unexpected, errors = (part[length:] for part, length in zip(self.lists, self.lengths))
+        shown = [_MISMATCH.sub(r'\1 \2, expected \3', error.strip()) for error in errors]
+        shown = [text[cut:] if text.startswith(self.prefix) else text for text in shown]
+        return [[name[cut:] for name in missing], [name[cut:] for name in unexpected], shown]
+
+
+def begin_loading(
+    model: Any, state_dict: dict[str, Any], prefix: str, metadata: Mapping[str, Any], *lists: list[str]
+) -> Loading:
+    """Make a state dict fit before a CroprViT loads it: resize its position embedding, leave another backbone out.
+
+    Args:
+        model: the CroprViT.
+        state_dict: changed in place.
+        prefix: before the model's names in it.
+        metadata: that a CroprViT left there (its patch grid).
+        lists: as ``_load_from_state_dict`` gets them.
+
+    Raises:
+        ValueError: a position embedding whose grid nothing tells.
+    """
+    names = [name for name in state_dict if name.startswith(prefix)]
+    foreign = not any(name.startswith(f'{prefix}blocks.') for name in names)
+    if foreign:
+        for name in names:  # some names are everybody's: cls_token, pos_embed
+            del state_dict[name]
+        MMLogger.get_current_instance().warning(
+            'CroprViT: the checkpoint holds no weights of this backbone, which keeps those that it has '
+            f'(left out: {shorten(names, 4) or "nothing"})'
+        )
+    elif model.pos_embed is not None:
+        _fit_positions(model, state_dict, prefix, metadata.get('grid'))
+    return Loading(prefix, lists, tuple(len(part) for part in lists), foreign)
+
+
+def _fit_positions(model: Any, state_dict: dict[str, Any], prefix: str, grid: Any) -> None:
+    value = state_dict.get(f'{prefix}pos_embed')
+    old_grid = (int(grid[0]), int(grid[1])) if isinstance(grid, (list, tuple)) and len(grid) == 2 else None
+    if value is None or (value.shape == model.pos_embed.shape and old_grid in (None, model.grid)):
+        return
+    state = {name: state_dict[prefix + name] for name in _EMBEDDED if prefix + name in state_dict}
+    own = {name: getattr(model, name) for name in _EMBEDDED if getattr(model, name) is not None}
+    notes = fit_positions(state, own, model.grid, old_grid)
+    state_dict.update({prefix + name: tensor for name, tensor in state.items()})
+    if notes:
+        MMLogger.get_current_instance().info(f'CroprViT: {"; ".join(notes)}')
+
+
+def end_loading(model: Any, keys: Any) -> None:
+    """Refuse what did not fit; a post hook of ``load_state_dict``.
+
+    Raises:
+        ValueError: weights of another shape, missing or left over; all of them are listed.
+    """
+    loading: Loading = model.__dict__.pop('_loading')
+    missing, unexpected, errors = loading.found()
+    # An auxiliary head is of the task, as the other heads are; without its weights a scorer is as it was.
+    shapes = [text for text in errors if '.aux_head.' not in text]
+    extra = [name for name in unexpected if not name.startswith('pruners.')]
+    scorers = {n for n, _ in model.named_parameters() if n.startswith('pruners.') and '.aux_head.' not in n}
+    absent = scorers.intersection(missing)
+    missing = [name for name in missing if not name.startswith('pruners.')]
+    if loading.foreign:
+        missing = []
+    elif scorers and absent == scorers:
+        model.scorers_are_new = True
+    else:
+        model.scorers_are_new = False
+        missing += sorted(absent)
+    listed = '; '.join(
+        f'{what}: {shorten(names, limit)}'
+        for what, names, limit in (('missing', missing, 8), ('left over', extra, 8), ('of another shape', shapes, 4))
+        if names
+    )
+    if not listed:
+        return
+    hint = ''
+    if any('.queries ' in shape for shape in shapes):
+        hint = (
+            '. Scorers with a query for each patch belong to one img_size; for inference at another set '
+            'model.backbone.pruning.deploy=True, to train new ones load the file by init_cfg'
+        )
+    where = f'{loading.prefix[:-1]}: ' if loading.prefix else ''
+    raise ValueError(f'{where}the checkpoint does not fit the CroprViT of the config ({listed}){hint}')
+
+
+def weights_of(checkpoint: Mapping[str, Any]) -> OrderedDict[str, Tensor]:
+    """The weights in a checkpoint of mmengine, without ``module.`` before their names, and the model's metadata."""
+    state = checkpoint.get('state_dict', checkpoint)
+    weights: OrderedDict[str, Tensor] = OrderedDict(
+        (re.sub(r'^module\.', '', name), value) for name, value in state.items() if isinstance(value, Tensor)
+    )
+    metadata = getattr(state, '_metadata', None)
+    if metadata is not None:
+        weights._metadata = {re.sub(r'^module\.', '', place): entry for place, entry in metadata.items()}  # type: ignore[attr-defined]
+    return weights
