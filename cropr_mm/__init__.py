@@ -4,12 +4,8 @@ Importing the package registers everything in mmengine's root registries:
 ``custom_imports = dict(imports=['cropr_mm'])``.
 """
 
-from .engine import (
-    CroprHook,
-    CroprLayerDecayOptimWrapperConstructor,
-    allow_mmengine_checkpoints,
-    allow_safetensors,
-)
+from .checkpoint.read import protect_mmengine
+from .engine import CroprHook, CroprLayerDecayOptimWrapperConstructor
 from .models import (
     AttentionPruner,
     BasePruner,
@@ -31,8 +27,7 @@ from .swap import swap_backbone
 from .tokens import SparseFeature
 from .version import __version__
 
-allow_mmengine_checkpoints()
-allow_safetensors()
+protect_mmengine()
 
 __all__ = [
     'AttentionPruner',

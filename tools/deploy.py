@@ -21,8 +21,8 @@ from cropr_mm.checkpoint.deploy import (
     read_checkpoint,
     save_weights,
 )
+from cropr_mm.checkpoint.read import check_checkpoint
 from cropr_mm.engine.launch import add_run_arguments, build_model, load_config, plain_errors
-from cropr_mm.engine.safe_load import check_checkpoint
 from cropr_mm.version import __version__
 
 # Of what mmengine writes beside the weights; the rest belongs to the training.

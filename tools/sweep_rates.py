@@ -31,9 +31,9 @@ from cropr_mm.analysis.rates import (
 )
 from cropr_mm.analysis.routing import find_backbone
 from cropr_mm.checkpoint.deploy import load_strictly, read_checkpoint
+from cropr_mm.checkpoint.read import check_checkpoint
 from cropr_mm.engine.damaged_data import name_damaged_files
 from cropr_mm.engine.launch import add_run_arguments, build_runner, check_data, load_config, plain_errors
-from cropr_mm.engine.safe_load import check_checkpoint
 from cropr_mm.models import Schedule
 
 
@@ -64,12 +64,12 @@ def prepare(cfg: Config, args: argparse.Namespace, rates: Iterable[float]) -> tu
         raise ValueError(f'--images={args.images}; 1 or more is expected')
     if '://' not in args.checkpoint:
         check_checkpoint(args.checkpoint)
+    weights, _ = read_checkpoint(args.checkpoint)
     check_data(cfg, ['test_dataloader'])
     cfg.update(load_from=None, resume=False)
     runner = build_runner(cfg)
     backbone = find_backbone(runner.model)
     schedules = schedules_for(backbone, rates)
-    weights, _ = read_checkpoint(args.checkpoint)
     load_strictly(runner.model, weights, args.checkpoint)
     backbone.switch_to_deploy()
     return runner, runner.model.eval(), schedules

@@ -19,10 +19,10 @@ from mmengine.runner import Runner
 from torch.nn.parallel import DistributedDataParallel
 
 from cropr_mm.checkpoint.deploy import load_every_parameter
+from cropr_mm.checkpoint.read import CheckpointError, check_checkpoint
 from cropr_mm.checkpoint.state_dict import weights_of
 from cropr_mm.engine.damaged_data import name_damaged_files
 from cropr_mm.engine.launch import add_run_arguments, build_runner, check_data, load_config, plain_errors
-from cropr_mm.engine.safe_load import check_checkpoint
 
 
 def parse_args() -> argparse.Namespace:
@@ -113,7 +113,7 @@ def main() -> None:
         check_data(cfg, ['test_dataloader'])
         runner = build_runner(cfg)
         runner.register_hook(CompleteCheckpoint())
-    with name_damaged_files(runner):
+    with plain_errors((CheckpointError,)), name_damaged_files(runner):
         runner.test()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 
+from cropr_mm.checkpoint.read import CheckpointError
 from cropr_mm.engine import CroprHook
 from cropr_mm.engine.checks import TrainingChecks, config_warnings
 from cropr_mm.engine.damaged_data import name_damaged_files
@@ -65,7 +66,7 @@ def main() -> None:
         runner.logger.warning(message)
     if not any(isinstance(hook, CroprHook) for hook in runner.hooks):
         runner.register_hook(TrainingChecks())
-    with name_damaged_files(runner):
+    with plain_errors((CheckpointError,)), name_damaged_files(runner):
         runner.train()
 
 

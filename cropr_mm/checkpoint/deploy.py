@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import pickle
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,14 +11,14 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
 from ..config_types import is_type
 from ..files import whole_file
 from ..models import CroprViT
 from ..tokens import SparseFeature
-from .files import GRIDS, shorten
+from .files import shorten
+from .read import GRIDS, load_address
 from .state_dict import weights_of
 
 SUFFIXES = ('.pth', '.safetensors')
@@ -72,13 +71,14 @@ def read_checkpoint(path: str, ema: bool = True) -> tuple[dict[str, Tensor], dic
         ema: whether averaged weights are wanted where there are some.
 
     Raises:
-        ValueError: no weights, or ``ema=False`` and no others than the saved ones.
+        FileNotFoundError: no such file.
+        ValueError: the file is refused or damaged, has no weights, or ``ema=False`` and no others than the saved ones.
     """
-    try:
-        checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu')
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = next(iter(str(error).splitlines()), '')
-        raise ValueError(f'{path}: cannot be read as a checkpoint ({type(error).__name__}: {reason})') from error
+    checkpoint = load_address(path)
+    if not isinstance(checkpoint, Mapping):
+        raise ValueError(
+            f'{path}: holds {type(checkpoint).__name__}; a dict of tensors, perhaps under state_dict, is expected'
+        )
     weights = weights_of(checkpoint)
     if not ema:
         moved = checkpoint.get('ema_state_dict')

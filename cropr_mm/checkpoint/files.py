@@ -1,33 +1,19 @@
-"""Reading checkpoint files, and finding the weights of a ViT in what they hold."""
+"""Finding the weights of a ViT in what a checkpoint file holds."""
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import hashlib
-import json
-import os
-import pickle
 import re
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
-from urllib.request import url2pathname
 
-import torch
-from mmengine.dist import barrier, get_rank
-from mmengine.runner import CheckpointLoader
 from torch import Tensor
+
+from .read import load_address
 
 # Where a file holds more than one ViT, the first of these around its names decides.
 PREFERRED = ('state_dict', 'model', 'module', 'teacher', 'model_ema', 'student')
-# How PyTorch names what a file asks for beyond its allow-list.
-_REFUSED = re.compile(r'(?:Unsupported global: GLOBAL|Unsupported class|unsupported GLOBAL) (?P<name>[\w.]+)')
-# In the header of a .safetensors file: JSON of the place of each CroprViT ('backbone', '') → its patch grid [H, W].
-GRIDS = 'cropr_mm.grids'
 # Every layout has the patch embedding under one of these names, so it tells where the ViT's own names begin.
 _PATCH_EMBEDDING = re.compile(r'(?P<place>(?:.*\.)?)patch_embed\.proj(?:ection)?\.weight')
 
@@ -55,9 +41,9 @@ def read_state_dict(path: str, prefix: str | None = None) -> dict[str, Tensor]:
 
 
 def read_weights(path: str, prefix: str | None = None) -> Weights:
-    """Read the weights of a ViT from a .safetensors or torch file, or from an address.
+    """Read the weights of a ViT from a .safetensors or torch file, or from an address that mmengine knows.
 
-    Pickled code is never run (``weights_only``).
+    Nothing that the file holds is run: see :mod:`~cropr_mm.checkpoint.unpickle`.
 
     Args:
         path: the file. Its weights may lie in dicts in dicts and behind any prefix (``state_dict``, ``model``,
@@ -68,15 +54,12 @@ def read_weights(path: str, prefix: str | None = None) -> Weights:
         FileNotFoundError: no such file.
         ValueError: the file is damaged, refused or holds no ViT, or none or several under ``prefix``.
     """
-    if path.startswith(('http://', 'https://')):
-        content: Any = _read_file(_download(path))
-    elif '://' in path and not path.startswith('file://'):
-        content = CheckpointLoader.load_checkpoint(path, map_location='cpu')
-    else:
-        local = url2pathname(urlparse(path).path) if path.startswith('file://') else path
-        if not Path(local).is_file():
-            raise FileNotFoundError(f'init_cfg.checkpoint={path!r}: there is no such file')
-        content = _read_file(local)
+    try:
+        content = load_address(path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f'init_cfg.checkpoint={path!r}: there is no such file') from error
+    if path.endswith('.safetensors'):
+        content = content['state_dict']
     tensors = dict(_flatten(content))
     if not tensors:
         raise ValueError(f'{path}: holds no weights (a dict of tensors, perhaps within others, is expected)')
@@ -84,66 +67,6 @@ def read_weights(path: str, prefix: str | None = None) -> Weights:
     inside = {name[len(place) :]: value for name, value in tensors.items() if name.startswith(place)}
     outside = Counter(_first_words(name, place) for name in tensors if not name.startswith(place))
     return Weights(inside, place, tuple(f'{name} ({n})' for name, n in outside.items()), _recorded_grid(content, place))
-
-
-def _download(address: str) -> str:
-    """Path of a file from the internet, kept in torch.hub's folder.
-
-    Not through mmengine, which reads what it downloads without the unpickling protection and by the last part of its
-    name: many published files are called ``model.safetensors``.
-    """
-    name = f'{hashlib.sha256(address.encode()).hexdigest()[:12]}_{Path(urlparse(address).path).name}'
-    target = Path(torch.hub.get_dir()) / 'checkpoints' / name
-    first = int(os.environ.get('LOCAL_RANK', get_rank())) == 0
-    try:
-        if first:  # of the processes on its machine, which find the file there
-            _fetch(address, target, progress=True)
-    finally:
-        barrier()  # also where that failed: the others would wait for ever
-    if not first:
-        _fetch(address, target, progress=False)
-    return str(target)
-
-
-def _fetch(address: str, target: Path, progress: bool) -> None:
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(address, str(target), progress=progress)
-
-
-def _read_file(path: str) -> Any:
-    # The command line of a training, as timm's and Meta's scripts save it: attributes and nothing else.
-    harmless = getattr(torch.serialization, 'safe_globals', contextlib.nullcontext)([argparse.Namespace])
-    try:
-        if path.endswith('.safetensors'):
-            return _read_safetensors(path)
-        with harmless:
-            return torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as error:  # every reader has its own exceptions for a damaged file
-        refused = _REFUSED.search(str(error)) if isinstance(error, pickle.UnpicklingError) else None
-        if refused is not None:
-            raise ValueError(
-                f'{path}: cannot be read as a checkpoint; it holds more than weights: {refused["name"]}, which is not '
-                'on the list of what may be unpickled, as it could run code. Save the weights alone: '
-                "torch.save(checkpoint['state_dict'], path)"
-            ) from error
-        raise ValueError(
-            f'{path}: cannot be read as a checkpoint; the file is damaged, cut short, or holds more than '
-            f'weights ({type(error).__name__}: {next(iter(str(error).splitlines()), "")})'
-        ) from error
-
-
-def _read_safetensors(path: str) -> OrderedDict[str, Tensor]:
-    """Tensors, with the patch grids in the header as a torch file keeps them: in the metadata of the state dict."""
-    from safetensors import safe_open
-
-    with safe_open(path, framework='pt') as file:
-        header = file.metadata() or {}
-        names = list(file.keys())
-        tensors = OrderedDict((name, file.get_tensor(name)) for name in names)
-    grids = json.loads(header.get(GRIDS, '{}'))
-    tensors._metadata = {place: {'grid': grid} for place, grid in grids.items()}  # type: ignore[attr-defined]
-    return tensors
 
 
 def _flatten(content: Any, place: str = '') -> Iterator[tuple[str, Tensor]]:

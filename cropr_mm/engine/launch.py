@@ -24,16 +24,16 @@ import torch
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import HOOKS, MODELS, RUNNERS, DefaultScope
-from mmengine.runner import CheckpointLoader, Runner, find_latest_checkpoint
+from mmengine.runner import Runner, find_latest_checkpoint
 from torch import nn
 
-from ..checkpoint.deploy import load_every_parameter
-from ..checkpoint.state_dict import weights_of
+from ..checkpoint.deploy import load_every_parameter, read_checkpoint
+from ..checkpoint.read import check_checkpoint
 from ..config_types import is_type
 from .checks import check_config
-from .safe_load import check_checkpoint
 
 _SHARDING = ('FSDPStrategy', 'CroprFSDPStrategy')
+_WRONG_INPUT = (ValueError, FileNotFoundError, ModuleNotFoundError)
 _INSTALL = dict(mmseg='mmsegmentation', mmdet='mmdet', mmpretrain='mmpretrain')
 
 
@@ -54,11 +54,11 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 @contextmanager
-def plain_errors() -> Iterator[None]:
-    """End the program with one line instead of a traceback where its input is at fault."""
+def plain_errors(kinds: tuple[type[Exception], ...] = _WRONG_INPUT) -> Iterator[None]:
+    """End the program with one line instead of a traceback where its input is at fault: one of these exceptions."""
     try:
         yield
-    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
+    except kinds as error:
         sys.exit(f'{Path(sys.argv[0]).name}: error: {error}')
 
 
@@ -299,8 +299,8 @@ def load_model(cfg: Config, checkpoint: str) -> nn.Module:
     """
     if '://' not in checkpoint:
         check_checkpoint(checkpoint)
+    weights, meta = read_checkpoint(checkpoint)
     model = build_model(cfg)
-    loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
-    load_every_parameter(model, weights_of(loaded), f'{checkpoint}:')
-    model.dataset_meta = loaded.get('meta', {}).get('dataset_meta', {})
+    load_every_parameter(model, weights, f'{checkpoint}:')
+    model.dataset_meta = meta.get('dataset_meta', {})
     return model

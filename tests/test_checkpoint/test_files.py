@@ -14,7 +14,7 @@ from parity import import_timm
 from safetensors.torch import save_file
 from torch import nn
 
-from cropr_mm.checkpoint import files, read_state_dict, read_weights
+from cropr_mm.checkpoint import read, read_state_dict, read_weights
 
 
 def vit(value):
@@ -104,7 +104,7 @@ def internet(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path / 'hub'))
     monkeypatch.setattr(torch.hub, 'download_url_to_file', download)
-    monkeypatch.setattr(files, 'barrier', lambda: done.append('barrier'))
+    monkeypatch.setattr(read, 'barrier', lambda: done.append('barrier'))
     return served, done
 
 
@@ -125,7 +125,7 @@ def test_one_process_of_each_machine_downloads_for_the_others(local_rank, before
     address = 'https://example.org/w.pth'
     served, done = internet
     served[address] = write(vit(1), tmp_path / 'w.pth')
-    monkeypatch.setattr(files, 'get_rank', lambda: 4)
+    monkeypatch.setattr(read, 'get_rank', lambda: 4)
     monkeypatch.delenv('LOCAL_RANK', raising=False)
     if local_rank is not None:
         monkeypatch.setenv('LOCAL_RANK', local_rank)
@@ -160,7 +160,7 @@ class Unlisted:
 def test_a_class_that_is_not_listed_is_named_and_not_called_damage(tmp_path):
     path = write({'state_dict': vit(1), 'extra': Unlisted()}, tmp_path / 'w.pth')
     with pytest.raises(
-        ValueError, match=r'holds more than weights: \S*test_files\.Unlisted, which is not on'
+        ValueError, match=r'holds more than weights and plain data: \S*test_files\.Unlisted, which is not on'
     ) as caught:
         read_state_dict(path)
     assert 'damaged' not in str(caught.value)
