@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from ..models.vit import CroprViT
+from .bfloat16 import let_mmcv_take_bfloat16
 from .curriculum import Curriculum
 from .retrofit import check_fits, check_wrapper, evaluate_all_but_pruners, freeze_all_but_pruners
 
@@ -52,6 +53,9 @@ class CroprHook(Hook):
         self.retrofit = retrofit
         self._backbones: list[CroprViT] = []
         self._handle: RemovableHandle | None = None
+
+    def before_run(self, runner: Runner) -> None:
+        let_mmcv_take_bfloat16()
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         if self.retrofit and not runner._resume:
