@@ -1,8 +1,13 @@
 """FLOPs against the count by hand, and tokens per block against what the blocks are really given."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from helpers import cropr, small_vit
+from mmengine.utils import digit_version
 
 from cropr_mm.analysis.flops import count_flops, pruned_ratio, tokens_per_block
 
@@ -33,3 +38,41 @@ def test_tokens_per_block(pruning):
     assert tokens_per_block(model, 20, 32) == seen
     least = min(seen if not pruning or pruning.get('fusion', 1) is None else seen[:-1])
     assert pruned_ratio(model, 20, 32) == pytest.approx(1 - least / seen[0])
+
+
+# Fake CUDA tensors, as on a GPU in half precision: products asked for in float32, windows as sequences.
+ON_CUDA = """
+import sys
+import torch
+from torch._subclasses import FakeTensorMode
+from helpers import small_vit, to_fake_cuda
+from cropr_mm.analysis.flops import count_flops
+torch.cuda.get_device_capability = lambda device=None: (8, 0)
+pruning = dict(pruner=dict(type='DifficultyPruner', num_classes=3), rate=4, round_to=1)
+model = small_vit(pruning=pruning, window_size=3, arch=dict(class_token=False, embed_dim=32)).eval()
+with FakeTensorMode():
+    to_fake_cuda(model, torch.bfloat16)
+    images = torch.rand(2, 3, 24, 24, device='cuda', dtype=torch.bfloat16)
+    with torch.no_grad():
+        for what in sys.argv[1:]:
+            if what == 'run':
+                model(images)
+            else:
+                print(count_flops(model, images))
+"""
+
+
+@pytest.mark.skipif(
+    digit_version(torch.__version__) < digit_version('2.10'), reason='PyTorch 2.10 brought sequences of other lengths'
+)
+def test_flops_on_cuda_do_not_depend_on_what_ran_before():
+    tests = os.path.dirname(os.path.dirname(__file__))
+    paths = os.pathsep.join([tests, os.path.dirname(tests), *filter(None, [os.environ.get('PYTHONPATH')])])
+
+    def counted(*order):  # in a new process: what has been imported and asked counts
+        command = [sys.executable, '-W', 'ignore', '-c', ON_CUDA, *order]
+        output = subprocess.run(command, env=dict(os.environ, PYTHONPATH=paths), stdout=subprocess.PIPE, check=True)
+        return [int(line) for line in output.stdout.split()]
+
+    first, again = counted('count', 'count')
+    assert first == again == counted('run', 'count')[0]
