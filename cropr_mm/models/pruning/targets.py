@@ -224,10 +224,15 @@ def is_wrong(wrong: Tensor, message: str) -> bool:
         wrong: scalar bool.
         message: of the device, at most 250 characters.
     """
-    if wrong.is_cuda:
+    if asserts(wrong):
         torch._assert_async(~wrong, message)
         return False
     return bool(wrong)
+
+
+def asserts(tensor: Tensor) -> bool:
+    """Whether the device of a tensor can check it without being waited for."""
+    return tensor.is_cuda
 
 
 def _padded_label_map(
