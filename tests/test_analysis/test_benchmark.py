@@ -148,19 +148,19 @@ def test_blocks_are_not_compiled_anew_for_every_number_of_tokens(family, window_
         assert counter.frame_count <= most
 
 
+@pytest.mark.skipif(
+    not hasattr(torch._dynamo.config, 'fail_on_recompile_limit_hit'), reason='older versions cannot raise at the limit'
+)
 @pytest.mark.parametrize('family', ['vit', 'dinov3'])
 def test_every_block_is_compiled_in_training_with_drop_path(family):
     torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
     model = small_vit(family, dict(pruner=cropr(), rate=2, round_to=1), arch=dict(depth=13), drop_path_rate=0.3).train()
     counter = CompileCounter()
     model.compile_blocks(backend=counter)
-    ran, compiled = counter.frame_count, []
-    for block in model.blocks:
-        block.attn.register_forward_pre_hook(lambda module, args: compiled.append(is_compiling()))
-    model(torch.randn(2, 3, 24, 24))[0].tokens.sum().backward()
-    assert not any('recompile_limit' in reason for reason in torch._dynamo.utils.counters['unimplemented'])
-    assert 1 <= counter.frame_count <= 4 and ran == 0
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        model(torch.randn(2, 3, 24, 24))[0].tokens.sum().backward()
+    # Blocks with drop path and the two without, for complete and for other sets of tokens.
+    assert 1 <= counter.frame_count <= 4
 
 
 # --- batches --------------------------------------------------------------------------------------------------

@@ -43,7 +43,9 @@ def test_tokens_per_block(pruning):
 @pytest.mark.skipif(digit_version(torch.__version__) < digit_version('2.8'), reason='PyTorch 2.8 brought the product')
 def test_products_in_float32_count_as_others():
     a, b = (torch.empty(2, *shape, dtype=torch.bfloat16, device='meta') for shape in ((1, 8), (8, 5)))
-    assert count_flops(lambda: torch.bmm(a, b, out_dtype=torch.float32)) == 2 * 2 * 8 * 5 == count_flops(torch.bmm, a, b)
+    assert (
+        count_flops(lambda: torch.bmm(a, b, out_dtype=torch.float32)) == 2 * 2 * 8 * 5 == count_flops(torch.bmm, a, b)
+    )
 
 
 def test_counting_changes_nothing_that_is_asked_of_the_device(monkeypatch):

@@ -16,7 +16,8 @@ from cropr_mm.models import windows
 from cropr_mm.models.pruning import RandomPruner, targets
 
 pytestmark = pytest.mark.skipif(
-    digit_version(torch.__version__) < digit_version('2.8'), reason='not every operator of older versions takes fake tensors'
+    digit_version(torch.__version__) < digit_version('2.8'),
+    reason='not every operator of older versions takes fake tensors',
 )
 
 DIFFICULTY = dict(type='DifficultyPruner', num_classes=3)

@@ -21,9 +21,7 @@ class Batch(List[Any]):
         self.made: dict[tuple[Any, ...], Any] = {}
 
 
-def for_batch(
-    work_out: Callable[..., Any], data_samples: Sequence[Any], device: torch.device, *settings: Any
-) -> Any:
+def for_batch(work_out: Callable[..., Any], data_samples: Sequence[Any], device: torch.device, *settings: Any) -> Any:
     """Targets of all data samples, stacked.
 
     Args:

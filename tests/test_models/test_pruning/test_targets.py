@@ -169,7 +169,9 @@ def test_a_label_map_larger_than_the_image_is_refused(size):
         patch_labels(sample, GRID, PATCH, GRID, CLASSES, 255)
 
 
-@pytest.mark.parametrize('labels, there, counts', [([0, 2, 255], [1, 0, 1], 1), ([255], [0, 0, 0], 0), ([], [0] * 3, 1)])
+@pytest.mark.parametrize(
+    'labels, there, counts', [([0, 2, 255], [1, 0, 1], 1), ([255], [0, 0, 0], 0), ([], [0] * 3, 1)]
+)
 def test_classes_in_a_label_map(labels, there, counts):
     found = image_classes(seg_sample(torch.tensor(labels, dtype=torch.uint8)[None]), CLASSES, 255)
     assert [part.tolist() for part in found] == [there, counts]
