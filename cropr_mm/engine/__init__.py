@@ -5,12 +5,12 @@ from .layer_decay import CroprLayerDecayOptimWrapperConstructor
 from .safe_load import allow_mmengine_checkpoints, allow_safetensors, check_checkpoint
 
 __all__ = [
-    'let_mmcv_take_bfloat16',
     'CroprFSDPStrategy',
     'CroprHook',
     'CroprLayerDecayOptimWrapperConstructor',
     'allow_mmengine_checkpoints',
     'allow_safetensors',
     'check_checkpoint',
+    'let_mmcv_take_bfloat16',
     'wrap_vit_blocks',
 ]

@@ -32,7 +32,7 @@ def let_mmcv_take_bfloat16() -> int:
     return changed
 
 
-def _functions(base: type) -> Iterator[type]:
+def _functions(base: Any) -> Iterator[type]:
     for function in base.__subclasses__():
         if function.__module__.startswith('mmcv.ops.'):
             yield function

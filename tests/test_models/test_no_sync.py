@@ -105,7 +105,7 @@ def test_no_auxiliary_loss_waits(pruner, kind, recompute):
 @pytest.mark.parametrize('look', [lambda wrong: bool(wrong), lambda wrong: wrong.nonzero().numel() > 0])
 def test_one_that_waits_is_found(monkeypatch, look):
     monkeypatch.setattr(targets, 'is_wrong', lambda wrong, message: look(wrong))
-    with pytest.raises(Exception, match='_local_scalar_dense|nonzero'):
+    with pytest.raises(Exception, match=r'_local_scalar_dense|nonzero'):
         auxiliary_loss('patch', 'map')
 
 
