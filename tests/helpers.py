@@ -45,3 +45,14 @@ def seg_sample(label: Tensor) -> BaseDataElement:
 def det_sample(labels: list[int]) -> BaseDataElement:
     """A data sample as mmdetection's data sets give it, as far as classes go."""
     return BaseDataElement(gt_instances=InstanceData(labels=torch.tensor(labels, dtype=torch.long)))
+
+
+def to_fake(model: torch.nn.Module, dtype: torch.dtype = torch.float32) -> Any:
+    """Give a model fake tensors, which have shapes and no values; for use within a ``FakeTensorMode``."""
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            empty = torch.empty(parameter.shape, dtype=dtype)
+            setattr(module, name, torch.nn.Parameter(empty, requires_grad=parameter.requires_grad))
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, torch.empty(buffer.shape, dtype=dtype))
+    return model

@@ -118,8 +118,7 @@ def _training_step(model: Any, batch: Mapping[str, Any], setting: Setting) -> tu
     device, lower = torch.device(setting.device).type, setting.dtype != torch.float32
 
     def losses() -> Tensor:
-        # New ones in each step, as in training: targets are kept with the samples.
-        samples = [sample.clone() for sample in batch['data_samples']]
+        samples = batch['data_samples']
         if isinstance(model, CroprViT):  # a backbone by itself: any loss that reaches every token
             total = torch.stack([level.tokens.float().square().mean() for level in model(batch['inputs'])]).sum()
         else:

@@ -19,8 +19,14 @@ def _attention_backward(grad: Any, query: Any, key: Any, value: Any, *args: Any,
     return sdpa_backward_flop_count(grad, query, key, value)
 
 
-# PyTorch's counter knows the fused attention of GPUs; that of the CPU has operators of its own.
-_CPU_ATTENTION = {
+def _batched_product(a: Any, b: Any, *args: Any, **kwargs: Any) -> int:
+    return 2 * a[0] * a[1] * a[2] * b[2]
+
+
+# PyTorch's counter knows the fused attention of GPUs; that of the CPU has operators of its own. Its count of
+# batched products fails where they are asked for in float32 (``out_dtype``).
+_OPERATORS = {
+    'bmm': _batched_product,
     '_scaled_dot_product_flash_attention_for_cpu': _attention,
     '_scaled_dot_product_flash_attention_for_cpu_backward': _attention_backward,
 }
@@ -37,7 +43,7 @@ def count_flops(call: Callable[..., Any], *inputs: Any, grad: bool = False, **kw
         inputs, kwargs: what it is called with.
         grad: whether the call computes gradients, which count too.
     """
-    operators = {getattr(torch.ops.aten, name, None): count for name, count in _CPU_ATTENTION.items()}
+    operators = {getattr(torch.ops.aten, name, None): count for name, count in _OPERATORS.items()}
     counter = FlopCounterMode(display=False, custom_mapping={op: f for op, f in operators.items() if op is not None})
     with torch.set_grad_enabled(grad), counter:
         call(*inputs, **kwargs)

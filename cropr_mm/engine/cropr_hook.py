@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..checkpoint.state_dict import weights_of
 from ..models.vit import CroprViT
+from .bfloat16 import let_mmcv_take_bfloat16
 from .checks import warn_before_training
 from .curriculum import Curriculum
 from .retrofit import check_fits, check_start, check_wrapper, freeze_all_but_pruners, modules_to_evaluate, wrap_again
@@ -57,6 +58,9 @@ class CroprHook(Hook):
         self._backbones: list[CroprViT] = []
         self._handle: RemovableHandle | None = None
         self._evaluated: list[nn.Module] = []
+
+    def before_run(self, runner: Runner) -> None:
+        let_mmcv_take_bfloat16()
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         weights = weights_of(checkpoint)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .archs import Arch
-from .rotary import rotary_angles
+from .rotary import Rotary, rotary_angles
 from .windows import Windows, count_windows, places_in_window, window_numbers
 
 
@@ -49,11 +49,11 @@ class Geometry:
 
     def _at_hand(self, position: Tensor, shared: bool) -> None:
         self._position, self._shared = position, shared  # shared: the same tokens in every sample
-        self._rotary: dict[bool, Tensor | None] = {}
+        self._rotary: dict[bool, Rotary | None] = {}
         self._windows: Windows | None = None
 
-    def rotary(self, windowed: bool) -> Tensor | None:
-        """Cosine and sine for each token, (M, head_dim / 2, 2) or (B, M, head_dim / 2, 2); None for no rotation.
+    def rotary(self, windowed: bool) -> Rotary | None:
+        """Cosine and sine for each token; None for no rotation.
 
         Where attention is windowed, angles are those of a grid of one window, as in EVA-02's detectors.
         """
@@ -62,7 +62,7 @@ class Geometry:
             if table is not None and (self.window_size or not self._shared):  # otherwise all, in the table's order
                 position = self._position[0] if self._shared else self._position
                 table = table.index_select(0, position.flatten()).unflatten(0, position.shape)
-            self._rotary[windowed] = table
+            self._rotary[windowed] = None if table is None else Rotary(table)
         return self._rotary[windowed]
 
     def _table(self, windowed: bool) -> Tensor | None:

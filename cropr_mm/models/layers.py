@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .archs import Arch
-from .rotary import apply_rotary
+from .rotary import Rotary, apply_rotary
 from .windows import Windows, attend, windowed_attention
 
 AttentionWatcher = Callable[[Tensor, Tensor], None]
@@ -107,14 +107,14 @@ class Attention(nn.Module):
     def forward(
         self,
         x: Tensor,
-        rotary: Tensor | None = None,
+        rotary: Rotary | None = None,
         windows: Windows | None = None,
         watch: AttentionWatcher | None = None,
     ) -> Tensor:
         """(B, M, D) → (B, M, D)."""
         q, k, v = self._qkv(x)
         if rotary is not None:
-            q, k = (apply_rotary(t, rotary, self.rotary_halves) for t in (q, k))
+            q, k = (apply_rotary(t, rotary.table, self.rotary_halves) for t in (q, k))
         if watch is not None:
             watch(q, k)
         x = attend(q, k, v) if windows is None else windowed_attention(q, k, v, windows)
@@ -184,15 +184,19 @@ class LayerScale(nn.Module):
 class DropPath(nn.Module):
     """Stochastic depth per sample (Huang et al., arXiv 1603.09382)."""
 
+    keep: Tensor
+
     def __init__(self, rate: float) -> None:
         super().__init__()
-        self.rate = rate
+        self.rate, self.drops = rate, rate > 0
+        # A tensor: compilers make code anew for each value of a number.
+        self.register_buffer('keep', torch.tensor(1.0 - rate), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.rate == 0:
+        if not self.training or not self.drops:
             return x
-        keep = 1 - self.rate
-        return x * x.new_empty(x.shape[0], 1, 1).bernoulli_(keep).div_(keep)
+        kept = torch.bernoulli(self.keep.expand(x.shape[0], 1, 1)) / self.keep
+        return x * kept.to(x.dtype)
 
     def extra_repr(self) -> str:
         return f'rate={self.rate:.3f}'
@@ -218,7 +222,7 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
-        rotary: Tensor | None = None,
+        rotary: Rotary | None = None,
         windows: Windows | None = None,
         watch: AttentionWatcher | None = None,
     ) -> Tensor:

@@ -12,6 +12,20 @@ from ..compat import is_compiling
 from .archs import Arch
 
 
+class Rotary:
+    """Angles of the tokens at hand, as blocks get them.
+
+    Not a tensor, nor anything that FSDP looks for tensors in: its mixed precision would round the angles of each
+    forward pass, and not those of a recomputation.
+
+    Attributes:
+        table: (M, head_dim / 2, 2), or (B, M, head_dim / 2, 2) where each sample has its own tokens; float32.
+    """
+
+    def __init__(self, table: Tensor) -> None:
+        self.table = table
+
+
 def rotary_angles(arch: Arch, grid: tuple[int, int], device: torch.device) -> Tensor | None:
     """Angles for each token of a model, prefix tokens included, or None where the architecture has no rotation."""
     head_dim = arch.embed_dim // arch.num_heads
@@ -77,7 +91,7 @@ def apply_rotary(x: Tensor, rotary: Tensor, halves: bool = False) -> Tensor:
         (first, second), (cos, sin) = values.chunk(2, dim=-1), rotary.unbind(-1)
         return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
     pairs = values.unflatten(-1, (-1, 2))
-    if is_compiling():
+    if is_compiling() or torch.jit.is_tracing():
         (even, odd), (cos, sin) = pairs.unbind(-1), rotary.unbind(-1)
         turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1)
     else:

@@ -7,7 +7,6 @@ shapes follow from the number of tokens alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Callable
 
 import torch
@@ -16,6 +15,11 @@ from torch import Tensor
 
 from ..compat import is_compiling
 from ..tokens import row_numbers, take_numbered
+
+try:  # Here and not where it is called: once imported, PyTorch counts what it computes.
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:  # before PyTorch 2.10
+    varlen_attn = None  # type: ignore[assignment]
 
 
 def window_numbers(grid: tuple[int, int], size: int, device: torch.device | str = 'cpu') -> Tensor:
@@ -37,9 +41,10 @@ def count_windows(grid: tuple[int, int], size: int) -> int:
     return -(-grid[0] // size) * -(-grid[1] // size)
 
 
-@dataclass(frozen=True)
 class Windows:
     """Which window each of the tokens at hand lies in.
+
+    No dataclass, as FSDP's mixed precision writes into those.
 
     Attributes:
         number: (B, N) int64, ascending in each sample: the window of each patch token.
@@ -49,11 +54,9 @@ class Windows:
         whole: every window holds ``capacity`` tokens.
     """
 
-    number: Tensor
-    count: int
-    capacity: int
-    prefix: int
-    whole: bool
+    def __init__(self, number: Tensor, count: int, capacity: int, prefix: int, whole: bool) -> None:
+        self.number, self.count, self.capacity = number, count, capacity
+        self.prefix, self.whole = prefix, whole
 
 
 def windowed_attention(q: Tensor, k: Tensor, v: Tensor, windows: Windows) -> Tensor:
@@ -150,18 +153,14 @@ def _sequence_kernel(q: Tensor) -> Kernel | None:
     if q.device.type == 'cpu':
         # A loop, whose shapes depend on the data: nothing that a compiler could see one graph in.
         return None if is_compiling() or torch.jit.is_tracing() else attend_sequences
-    if _flash_attention_fits(q):
-        try:
-            from torch.nn.attention.varlen import varlen_attn  # since PyTorch 2.10
-        except ImportError:
-            return None
-        return varlen_attn
-    return None
+    return varlen_attn if _flash_attention_fits(q) else None
 
 
 def _flash_attention_fits(q: Tensor) -> bool:
-    """CUDA from Ampere on, half precision, and channels per head in eights."""
-    if q.device.type != 'cuda' or q.dtype not in (torch.float16, torch.bfloat16) or q.shape[-1] % 8:
+    """NVIDIA's GPUs from Ampere on, half precision, and channels per head in eights."""
+    if q.device.type != 'cuda' or torch.version.hip is not None:
+        return False  # AMD's report capabilities of 8 and more, too
+    if q.dtype not in (torch.float16, torch.bfloat16) or q.shape[-1] % 8:
         return False
     return torch.cuda.get_device_capability(q.device) >= (8, 0)
 

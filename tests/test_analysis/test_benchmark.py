@@ -157,6 +157,21 @@ def test_windows_are_not_compiled_by_pytorch_2_1(monkeypatch):
     small_vit().compile_blocks()
 
 
+@pytest.mark.skipif(
+    not hasattr(torch._dynamo.config, 'fail_on_recompile_limit_hit'), reason='older versions cannot raise at the limit'
+)
+@pytest.mark.parametrize('family', ['vit', 'dinov3'])
+def test_every_block_is_compiled_in_training_with_drop_path(family):
+    torch._dynamo.reset()
+    model = small_vit(family, dict(pruner=cropr(), rate=2, round_to=1), arch=dict(depth=13), drop_path_rate=0.3).train()
+    counter = CompileCounter()
+    model.compile_blocks(backend=counter)
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        model(torch.randn(2, 3, 24, 24))[0].tokens.sum().backward()
+    # Blocks with drop path and the two without, for complete and for other sets of tokens.
+    assert 1 <= counter.frame_count <= 4
+
+
 # --- batches --------------------------------------------------------------------------------------------------
 
 

@@ -1,10 +1,15 @@
 """FLOPs against the count by hand, and tokens per block against what the blocks are really given."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from helpers import cropr, small_vit
+from mmengine.utils import digit_version
 
 from cropr_mm.analysis.flops import count_flops, pruned_ratio, tokens_per_block
+from cropr_mm.models.pruning.cropr import sums_in_float32
 
 
 @pytest.mark.parametrize('rate', [None, 4])
@@ -33,3 +38,30 @@ def test_tokens_per_block(pruning):
     assert tokens_per_block(model, 20, 32) == seen
     least = min(seen if not pruning or pruning.get('fusion', 1) is None else seen[:-1])
     assert pruned_ratio(model, 20, 32) == pytest.approx(1 - least / seen[0])
+
+
+@pytest.mark.skipif(digit_version(torch.__version__) < digit_version('2.8'), reason='PyTorch 2.8 brought the product')
+def test_products_in_float32_count_as_others():
+    a, b = (torch.empty(2, *shape, dtype=torch.bfloat16, device='meta') for shape in ((1, 8), (8, 5)))
+    assert (
+        count_flops(lambda: torch.bmm(a, b, out_dtype=torch.float32)) == 2 * 2 * 8 * 5 == count_flops(torch.bmm, a, b)
+    )
+
+
+def test_counting_changes_nothing_that_is_asked_of_the_device(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (8, 0))
+    answers = []
+
+    def ask():
+        answers.append(sums_in_float32(torch.device('cuda'), torch.bfloat16))
+
+    count_flops(ask)
+    ask()
+    assert answers == [digit_version(torch.__version__) >= digit_version('2.8')] * 2
+
+
+@pytest.mark.skipif(digit_version(torch.__version__) < digit_version('2.10'), reason='PyTorch 2.10 brought the kernel')
+def test_the_kernel_of_windows_is_known_to_the_first_count():
+    code = 'import cropr_mm.models, torch.utils.flop_counter as c; print([op for op in c.flop_registry])'
+    output = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], stdout=subprocess.PIPE, text=True, check=True)
+    assert '_varlen_attn' in output.stdout

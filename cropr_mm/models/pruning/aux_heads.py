@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from .targets import image_class, image_classes, patch_labels, square_classes
+from .targets import for_batch, image_class, image_classes, patch_labels, square_classes
 
 
 class BaseAuxHead(nn.Module):
@@ -89,17 +89,16 @@ class PatchSegAuxHead(BaseAuxHead):
         self.patch_size = patch_size
 
     def loss(self, logits: Tensor, data_samples: Sequence[Any], grid: tuple[int, int]) -> Tensor:
-        where = (grid, self.patch_size, self.grid)
+        where = (logits.device, grid, self.patch_size, self.grid)
         classes = (self.num_classes, self.ignore_index)
         if self.query_stride == 1:
-            labels = [patch_labels(sample, *where, *classes) for sample in data_samples]
-            target = torch.stack(labels).to(logits.device)
+            target = for_batch(patch_labels, data_samples, *where, *classes)
+            # Of rows, not of maps: that has a deterministic gradient on CUDA.
             log_loss = F.cross_entropy(
-                logits.float().transpose(1, 2), target, ignore_index=self.ignore_index, reduction='sum'
+                logits.float().flatten(0, 1), target.flatten(), ignore_index=self.ignore_index, reduction='sum'
             )
             return log_loss / (target != self.ignore_index).sum().clamp(min=1)
-        squares = [square_classes(sample, *where, self.query_stride, *classes) for sample in data_samples]
-        shares = torch.stack(squares).to(logits.device)
+        shares = for_batch(square_classes, data_samples, *where, self.query_stride, *classes)
         log_loss = -(shares * logits.float().log_softmax(dim=-1)).sum()
         return log_loss / shares.sum().clamp(min=torch.finfo(shares.dtype).tiny)
 
@@ -123,8 +122,8 @@ class MultiLabelAuxHead(BaseAuxHead):
         super().__init__(num_classes, embed_dim, 1, ignore_index)
 
     def loss(self, logits: Tensor, data_samples: Sequence[Any], grid: tuple[int, int]) -> Tensor:
-        answers = [image_classes(sample, self.num_classes, self.ignore_index) for sample in data_samples]
-        target, weight = (torch.stack(part).to(logits.device) for part in zip(*answers))
+        settings = (logits.device, self.num_classes, self.ignore_index)
+        target, weight = for_batch(image_classes, data_samples, *settings)
         total = F.binary_cross_entropy_with_logits(logits.float().squeeze(1), target, weight[:, None], reduction='sum')
         return total / (weight.sum().clamp(min=1) * self.num_classes)
 
@@ -166,8 +165,7 @@ class ClsAuxHead(BaseAuxHead):
         self.label_smoothing = float(label_smoothing)
 
     def loss(self, logits: Tensor, data_samples: Sequence[Any], grid: tuple[int, int]) -> Tensor:
-        targets = [image_class(sample, self.num_classes, self.ignore_index) for sample in data_samples]
-        target = torch.stack(targets).to(logits.device)
+        target = for_batch(image_class, data_samples, logits.device, self.num_classes, self.ignore_index)
         settings: dict[str, Any] = dict(reduction='sum', label_smoothing=self.label_smoothing)
         if target.is_floating_point():  # shares of mixed images ignore nothing
             return F.cross_entropy(logits.float().squeeze(1), target, **settings) / len(target)

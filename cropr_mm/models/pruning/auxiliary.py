@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .base import BasePruner
+from .targets import Batch
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,10 @@ class Auxiliary:
         lessons, resting = self._lessons, self._resting
         self._lessons, self._resting = [], []
         values: dict[int, Tensor] = {}
+        batch = Batch(data_samples) if lessons else data_samples
         while lessons:
             lesson = lessons.pop(0)  # nothing but what its gradient needs outlives its loss
-            values[lesson.module] = self._loss(lesson, data_samples)
+            values[lesson.module] = self._loss(lesson, batch)
         if not values:
             return {}
         total = torch.stack(list(values.values())).sum() * ((len(values) + len(resting)) / len(values))

@@ -13,7 +13,7 @@ from torch import Tensor
 from ...tokens import take_rows
 from .aux_heads import BaseAuxHead
 from .cropr import CroprPruner
-from .targets import patch_classes
+from .targets import for_batch, patch_classes
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,9 @@ class TokenClassAuxHead(BaseAuxHead):
         """
         if not isinstance(prediction, TokenPrediction):
             raise TypeError("TokenClassAuxHead reads single tokens; set pruning.pruner.type='DifficultyPruner'")
-        targets = [patch_classes(s, grid, self.patch_size, self.num_classes, self.ignore_index) for s in data_samples]
-        shares = take_rows(torch.stack(targets).to(prediction.logits.device), prediction.index)
+        where = (prediction.logits.device, grid, self.patch_size)
+        targets = for_batch(patch_classes, data_samples, *where, self.num_classes, self.ignore_index)
+        shares = take_rows(targets, prediction.index)
         difficulty = -(shares * prediction.logits.float().log_softmax(dim=-1)).sum(dim=-1)
         attention = prediction.scores.float().log_softmax(dim=1)
         total = difficulty.detach().sum(dim=1, keepdim=True)

@@ -1,37 +1,46 @@
-"""What the auxiliary heads learn: targets from the data samples of mmsegmentation, mmdetection and mmpretrain."""
+"""What the auxiliary heads learn: targets from the data samples of mmsegmentation, mmdetection and mmpretrain.
+
+No shape depends on the labels, and nothing is copied to the host: labels on a GPU do not make it wait. There, a class
+out of range stops the training by an assertion on the device, which names the setting as the ValueError elsewhere does.
+"""
 
 from __future__ import annotations
 
-from functools import wraps
-from typing import Any, Callable, TypeVar, cast
-from weakref import WeakKeyDictionary
+from typing import Any, Callable, Iterable, List, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-WorkOut = TypeVar('WorkOut', bound=Callable[..., Any])
+
+class Batch(List[Any]):
+    """The data samples of one training step. The targets made from them are kept here, and go with the step."""
+
+    def __init__(self, data_samples: Iterable[Any]) -> None:
+        super().__init__(data_samples)
+        self.made: dict[tuple[Any, ...], Any] = {}
 
 
-def once_per_sample(work_out: WorkOut) -> WorkOut:
-    """Keep what a function of a data sample and settings returned for as long as the sample lives.
+def for_batch(work_out: Callable[..., Any], data_samples: Sequence[Any], device: torch.device, *settings: Any) -> Any:
+    """Targets of all data samples, stacked.
 
-    All modules of a model ask for the same targets, and each answer makes an accelerator wait.
+    Args:
+        work_out: a function of this module that makes the target of one sample, a tensor or several.
+        data_samples: of the batch. In a :class:`Batch` they are made once, whatever the number of modules that ask.
+        device: where they are needed.
+        settings: further arguments of ``work_out``.
     """
-    known: WeakKeyDictionary[Any, dict[tuple[Any, ...], Any]] = WeakKeyDictionary()
-
-    @wraps(work_out)
-    def look_up(sample: Any, *settings: Any, **named: Any) -> Any:
-        answers = known.setdefault(sample, {})
-        question = (settings, *sorted(named.items()))
-        if question not in answers:
-            answers[question] = work_out(sample, *settings, **named)
-        return answers[question]
-
-    return cast(WorkOut, look_up)
+    made = data_samples.made if isinstance(data_samples, Batch) else {}
+    question = (work_out, device, *settings)
+    if question not in made:
+        targets = [work_out(sample, *settings) for sample in data_samples]
+        if isinstance(targets[0], tuple):
+            made[question] = tuple(torch.stack(part).to(device) for part in zip(*targets))
+        else:
+            made[question] = torch.stack(targets).to(device)
+    return made[question]
 
 
-@once_per_sample
 def patch_classes(
     sample: Any, grid: tuple[int, int], patch_size: int, num_classes: int, ignore_index: int = 255
 ) -> Tensor:
@@ -59,7 +68,6 @@ def patch_classes(
     return F.pad(class_shares(label, patch_size, num_classes, ignore_index), (0, 1))  # no background
 
 
-@once_per_sample
 def patch_labels(
     sample: Any, grid: tuple[int, int], patch_size: int, wanted: tuple[int, int], num_classes: int, ignore_index: int
 ) -> Tensor:
@@ -71,7 +79,6 @@ def patch_labels(
     return F.interpolate(label[None, None].float(), size=wanted, mode='nearest-exact').flatten().long()
 
 
-@once_per_sample
 def square_classes(
     sample: Any,
     grid: tuple[int, int],
@@ -88,7 +95,6 @@ def square_classes(
     return class_shares(label, patch_size * stride, num_classes, ignore_index)
 
 
-@once_per_sample
 def image_classes(sample: Any, num_classes: int, ignore_index: int) -> tuple[Tensor, Tensor]:
     """Which classes are in an image.
 
@@ -113,17 +119,15 @@ def image_classes(sample: Any, num_classes: int, ignore_index: int) -> tuple[Ten
     if instances or 'gt_label' in sample:
         classes = sample.gt_instances.labels if instances else image_labels(sample)
         check_classes(classes, num_classes, None, who)  # with more than 255 classes, 255 is one of them
-        labelled = True
-    else:
-        labels = label_map(sample, who, 'gt_instances, gt_label or gt_sem_seg').unique()
-        check_classes(labels, num_classes, ignore_index, who)
-        classes = labels[labels != ignore_index]
-        labelled = bool(classes.numel()) or not labels.numel()
-    there = classes.new_zeros(num_classes, dtype=torch.float32).index_fill_(0, classes.long(), 1)
-    return there, there.new_full((), float(labelled))
+        there = classes.new_zeros(num_classes, dtype=torch.float32).index_fill_(0, classes.long(), 1)
+        return there, there.new_ones(())
+    labels = label_map(sample, who, 'gt_instances, gt_label or gt_sem_seg').flatten().long()
+    check_classes(labels, num_classes, ignore_index, who)
+    ignored = torch.where(labels == ignore_index, num_classes, labels)  # counted after the classes
+    there = labels.new_zeros(num_classes + 1, dtype=torch.float32).index_fill_(0, ignored, 1)[:num_classes]
+    return there, there.amax() if labels.numel() else there.new_ones(())
 
 
-@once_per_sample
 def image_class(sample: Any, num_classes: int, ignore_index: int) -> Tensor:
     """The one class of an image.
 
@@ -141,12 +145,13 @@ def image_class(sample: Any, num_classes: int, ignore_index: int) -> Tensor:
     """
     who = 'ClsAuxHead'
     if 'gt_score' in sample:
-        shares, total = sample.gt_score.float(), float(sample.gt_score.sum())
-        if len(shares) != num_classes or abs(total - 1) > 1e-2:
-            raise ValueError(
-                f'{who}: num_classes={num_classes}, but gt_score has {len(shares)} values that add up to {total:.3g}; '
-                'a share for each class, 1 in all, is expected. For images with several classes use MultiLabelAuxHead'
-            )
+        shares = sample.gt_score.float()
+        expected = (
+            'a share for each class, 1 in all, is expected. For images with several classes use MultiLabelAuxHead'
+        )
+        got = f'{who}: num_classes={num_classes}, but gt_score has {len(shares)} values that'
+        if len(shares) != num_classes or is_wrong((shares.sum() - 1).abs() > 1e-2, f'{got} do not add up to 1'):
+            raise ValueError(f'{got} add up to {float(shares.sum()):.3g}; {expected}')
         return shares
     if 'gt_label' not in sample:
         there = ', '.join(sample.keys()) or 'nothing'
@@ -197,15 +202,35 @@ def class_shares(label: Tensor, side: int, num_classes: int, ignore_index: int) 
 
 
 def check_classes(labels: Tensor, num_classes: int, ignore_index: int | None, who: str) -> None:
-    """Raise ValueError, in the name of the head ``who``, where a label is neither a class nor ``ignore_index``."""
+    """Raise ValueError, in the name of the head ``who``, where a label is neither a class nor ``ignore_index``.
+
+    On CUDA see :func:`is_wrong`.
+    """
     wrong = (labels < 0) | (labels >= num_classes)
     wrong = wrong if ignore_index is None else wrong & (labels != ignore_index)
-    if wrong.any():
-        also = '' if ignore_index is None else f' and {ignore_index} (ignored)'
-        raise ValueError(
-            f'{who}: num_classes={num_classes}, but the labels of the batch hold class {int(labels[wrong][0])}; '
-            f'0 to {num_classes - 1}{also} are valid'
-        )
+    also = '' if ignore_index is None else f' and {ignore_index} (ignored)'
+    got = f'{who}: num_classes={num_classes}, but the labels of the batch hold'
+    expected = f'0 to {num_classes - 1}{also} are valid'
+    if is_wrong(wrong.any(), f'{got} another class; {expected}'):
+        raise ValueError(f'{got} class {int(labels[wrong][0])}; {expected}')
+
+
+def is_wrong(wrong: Tensor, message: str) -> bool:
+    """Whether a check of labels failed. On CUDA nobody waits for the answer: the device asserts it and stops.
+
+    Args:
+        wrong: scalar bool.
+        message: of the device, at most 250 characters.
+    """
+    if asserts(wrong):
+        torch._assert_async(~wrong, message)
+        return False
+    return bool(wrong)
+
+
+def asserts(tensor: Tensor) -> bool:
+    """Whether the device of a tensor can check it without being waited for."""
+    return tensor.is_cuda
 
 
 def _padded_label_map(
@@ -221,6 +246,11 @@ def _padded_label_map(
     label = label_map(sample, who, needs)[0].long()
     check_classes(label, num_classes, ignore_index, who)
     pad_h, pad_w = grid[0] * patch_size - label.shape[0], grid[1] * patch_size - label.shape[1]
+    if min(pad_h, pad_w) <= -patch_size:
+        raise ValueError(
+            f'{who}: gt_sem_seg has {label.shape[0]} × {label.shape[1]} pixels, the image at most '
+            f'{grid[0] * patch_size} × {grid[1] * patch_size}; label maps of the size of the image are expected'
+        )
     return F.pad(label, (0, pad_w, 0, pad_h), value=ignore_index)
 
 
@@ -240,7 +270,8 @@ def _boxes_in_patches(sample: Any, grid: tuple[int, int], patch_size: int, num_c
     uncovered = torch.cat([1 - covered, covered.new_ones(1, covered.shape[1])])
     seen = uncovered.flip(0).cumprod(dim=0).flip(0)  # share of each patch that this box and the later ones leave
     with torch.autocast(boxes.device.type, enabled=False):
-        shares = F.one_hot(labels, num_classes + 1).float().t() @ (covered * seen[1:])
+        of_class = torch.arange(num_classes + 1, device=labels.device)[:, None] == labels  # one_hot looks at values
+        shares = of_class.float() @ (covered * seen[1:])
     shares[num_classes] = seen[0]
     return shares.t().contiguous()
 

@@ -12,7 +12,7 @@ from mmengine.registry import MODELS
 from cropr_mm import AttentionPruner, RandomPruner, VariancePruner
 from cropr_mm.models.archs import resolve_arch
 from cropr_mm.models.layers import Attention, class_attention
-from cropr_mm.models.rotary import rotary_angles
+from cropr_mm.models.rotary import Rotary, rotary_angles
 
 GRID, DIM = (3, 4), 8
 
@@ -75,7 +75,8 @@ def test_watching_the_attention_changes_no_output(family):
     images = torch.randn(2, 3, 24, 24)
     model = small_vit(family).eval()
     x, grid = model._embed(images)
-    rotary, seen = rotary_angles(model.arch, grid, x.device), []
+    angles, seen = rotary_angles(model.arch, grid, x.device), []
+    rotary = None if angles is None else Rotary(angles)
     plain, watched = model.blocks[0](x, rotary), model.blocks[0](x, rotary, watch=lambda q, k: seen.append(q))
     assert torch.equal(plain, watched) and len(seen) == 1
 

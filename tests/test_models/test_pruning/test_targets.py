@@ -1,15 +1,22 @@
 """Classes of each patch against pixel-by-pixel counting."""
 
-import gc
-import weakref
 from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import seg_sample
+from helpers import cropr, seg_sample, small_vit
 from mmengine.structures import BaseDataElement, InstanceData
 
-from cropr_mm.models.pruning.targets import image_class, image_classes, patch_classes, patch_labels, square_classes
+from cropr_mm.models.pruning import targets
+from cropr_mm.models.pruning.targets import (
+    Batch,
+    for_batch,
+    image_class,
+    image_classes,
+    patch_classes,
+    patch_labels,
+    square_classes,
+)
 
 GRID, PATCH, CLASSES = (3, 4), 4, 3
 
@@ -121,22 +128,53 @@ def test_a_sample_without_labels_is_named():
         (image_class, (CLASSES, 255), (CLASSES + 1, 255)),
     ],
 )
-def test_targets_are_worked_out_once_per_sample_and_let_go_with_it(work_out, settings, other):
-    def new_sample():
-        sample = seg_sample(torch.zeros(12, 16, dtype=torch.long))
-        if work_out is image_class:
-            sample.gt_label = torch.tensor([1])
-        return sample
+def test_targets_are_made_once_per_step(work_out, settings, other):
+    sample = seg_sample(torch.zeros(12, 16, dtype=torch.long))
+    if work_out is image_class:
+        sample.gt_label = torch.tensor([1])
+    step, device = Batch([sample, sample]), torch.device('cpu')
+    first = for_batch(work_out, step, device, *settings)
+    assert for_batch(work_out, step, device, *settings) is first
+    assert for_batch(work_out, step, device, *other) is not first  # another grid or number of classes
+    # What changed in place before the next step counts in it.
+    sample.gt_sem_seg.data.fill_(1)
+    if work_out is image_class:
+        sample.gt_label.fill_(2)
+    again = for_batch(work_out, Batch([sample, sample]), device, *settings)
+    assert not all(torch.equal(a, b) for a, b in zip(again, first))
 
-    sample = new_sample()
-    first = work_out(sample, *settings)
-    again, different = work_out(sample, *settings), work_out(sample, *other)
-    assert again is first and different is not first  # another grid, size or number of classes is another question
-    assert work_out(new_sample(), *settings) is not first
-    tensor = weakref.ref(first if isinstance(first, torch.Tensor) else first[0])
-    del sample, first, again, different
-    gc.collect()
-    assert tensor() is None
+
+def test_all_modules_share_the_targets_of_a_step_and_no_two_steps_do(monkeypatch):
+    made = []
+    monkeypatch.setattr(targets, 'check_classes', lambda *a: made.append(1))
+    model = small_vit(pruning=dict(pruner=cropr('PatchSegAuxHead'), rate=4)).train()
+    labels = torch.zeros(24, 24, dtype=torch.long)
+    samples, losses = [seg_sample(labels)] * 2, []
+    for value in (0, 1):
+        labels.fill_(value)
+        model(torch.ones(2, 3, 24, 24))
+        losses.append(model.aux_losses(samples))
+    assert len([key for key in losses[0] if key.startswith('aux.')]) > 1
+    assert len(made) == 4  # two samples in two steps
+    assert losses[0]['loss_aux'] != losses[1]['loss_aux']
+
+
+@pytest.mark.parametrize('size', [(16, 16), (12, 20), (24, 32)])
+def test_a_label_map_larger_than_the_image_is_refused(size):
+    sample = seg_sample(torch.zeros(size, dtype=torch.long))
+    words = f'gt_sem_seg has {size[0]} × {size[1]} pixels, the image at most 12 × 16; label maps of the size of'
+    with pytest.raises(ValueError, match='TokenClassAuxHead: ' + words):
+        patch_classes(sample, GRID, PATCH, CLASSES)
+    with pytest.raises(ValueError, match='PatchSegAuxHead: ' + words):
+        patch_labels(sample, GRID, PATCH, GRID, CLASSES, 255)
+
+
+@pytest.mark.parametrize(
+    'labels, there, counts', [([0, 2, 255], [1, 0, 1], 1), ([255], [0, 0, 0], 0), ([], [0] * 3, 1)]
+)
+def test_classes_in_a_label_map(labels, there, counts):
+    found = image_classes(seg_sample(torch.tensor(labels, dtype=torch.uint8)[None]), CLASSES, 255)
+    assert [part.tolist() for part in found] == [there, counts]
 
 
 def test_boxes_are_counted_in_float32_under_autocast():
