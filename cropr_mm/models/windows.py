@@ -17,7 +17,7 @@ from ..compat import is_compiling
 from ..tokens import row_numbers, take_numbered
 
 try:  # Here and not where it is called: once imported, PyTorch counts what it computes.
-    from torch.nn.attention.varlen import varlen_attn
+    from torch.nn.attention.varlen import varlen_attn  # since PyTorch 2.10
 except ImportError:  # before PyTorch 2.10
     varlen_attn = None  # type: ignore[assignment]
 
