@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import struct
 import tarfile
 import types
 import zipfile
@@ -57,8 +58,8 @@ def load_file(source: str | BinaryIO, map_location: Any = 'cpu', name: str = '')
         raise FileNotFoundError(f'{name} can not be found: there is no such file.')
     try:
         if isinstance(source, str) and source.endswith('.safetensors'):
-            return _load_safetensors(source, map_location)
-        return torch.load(source, map_location=map_location, **_pickle_module(source))
+            return _without_config(_load_safetensors(source, map_location))
+        return _without_config(torch.load(source, map_location=map_location, **_pickle_module(source)))
     except Refused as error:
         raise CheckpointError(
             f'{name}: cannot be read as a checkpoint; it holds more than weights and plain data: {error}. Save the '
@@ -72,6 +73,14 @@ def load_file(source: str | BinaryIO, map_location: Any = 'cpu', name: str = '')
         ) from error
 
 
+def _without_config(content: Any) -> Any:
+    """Drop ``meta.config``, text that mmcv saved and that mmengine's ``Runner.resume`` would run as Python."""
+    meta = content.get('meta') if isinstance(content, dict) else None
+    if isinstance(meta, dict):
+        meta.pop('config', None)
+    return content
+
+
 def _pickle_module(source: str | BinaryIO) -> dict[str, Any]:
     """The argument that has ``torch.load`` read this file by :class:`Unpickler`."""
     if isinstance(source, str):
@@ -82,21 +91,46 @@ def _pickle_module(source: str | BinaryIO) -> dict[str, Any]:
     # PyTorch would unpack an archive of its first releases, whatever it begins with.
     if sizes is None and isinstance(source, str) and tarfile.is_tarfile(source):
         raise Refused('an archive (tar)')
-    if os.environ.get('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '0').lower() in ('1', 'y', 'yes', 'true'):
-        return dict(weights_only=True)  # PyTorch then takes no other reader than its own
     own: dict[str, Any] = dict(storage_sizes=sizes, total=total, storages=set())
     reader: Any = type('CheckpointUnpickler', (Unpickler,), own)
+    if os.environ.get('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '0').lower() in ('1', 'y', 'yes', 'true'):
+        if sizes is not None:
+            _check_storages(source, reader)
+        return dict(weights_only=True)  # PyTorch then takes no other reader than its own
 
     def load(file: BinaryIO, **options: Any) -> Any:
         """What stands around the pickle before PyTorch 1.6; the last of it lists the storages that follow."""
         content = reader(file, **options).load()
-        if isinstance(content, list) and {*content} != reader.storages:
+        if (reader.storages or isinstance(content, list)) and (
+            type(content) is not list or {*content} != reader.storages
+        ):
             raise Refused('storages that do not follow, or that nothing asked for')
         return content
 
     module: Any = types.ModuleType('cropr_mm.checkpoint.unpickle')
     module.Unpickler, module.load = reader, load
     return dict(pickle_module=module)
+
+
+def _check_storages(source: str | BinaryIO, reader: Any) -> None:
+    """Compare the sizes of storages, which the own reader of PyTorch 2.1 does not do, without reading them."""
+
+    class Reader(reader):
+        def find_class(self, module: str, name: str) -> Any:
+            if module == 'torch' and name.endswith('Storage'):
+                return torch.serialization.StorageType(name)
+            return super().find_class(module, name)
+
+        def persistent_load(self, pid: Any) -> torch.storage.TypedStorage:
+            size = pid[4] * torch._utils._element_size(pid[1].dtype)
+            storage = torch.UntypedStorage(size, device='meta')
+            return torch.storage.TypedStorage(wrap_storage=storage, dtype=pid[1].dtype, _internal=True)
+
+    with zipfile.ZipFile(source) as archive:
+        (name,) = (name for name in archive.namelist() if name.partition('/')[2] == 'data.pkl')
+        Reader(io.BytesIO(archive.read(name)), encoding='utf-8').load()
+    if not isinstance(source, str):
+        source.seek(0)
 
 
 def _look_into(stream: BinaryIO) -> tuple[int, dict[str, int] | None]:
@@ -117,16 +151,58 @@ def _record_sizes(stream: BinaryIO) -> dict[str, int]:
         Refused: an archive that PyTorch's writer does not make.
     """
     with zipfile.ZipFile(stream) as archive:
-        entries, comment = archive.infolist(), archive.comment
-    names = [entry.filename for entry in entries]
-    if len({*names}) < len(names) or len({name.split('/')[0] for name in names}) > 1 or comment:
-        raise Refused('an archive with several entries of one name, several roots or a comment')
+        entries, start = archive.infolist(), archive.start_dir
+    _check_directory(stream, start, len(entries))
+    names = [entry.orig_filename for entry in entries]
+    # PyTorch takes upper case for lower case, and ends a name at its first zero.
+    plain = all(entry.filename == entry.orig_filename and '\0' not in entry.orig_filename for entry in entries)
+    if (
+        len({name.lower() for name in names}) < len(names)
+        or len({name.split('/')[0] for name in names}) > 1
+        or not plain
+    ):
+        raise Refused('an archive with several entries of one name, or several roots')
+    if any(entry.external_attr & 0x10 and entry.file_size for entry in entries):
+        raise Refused('a folder with contents')  # which PyTorch does not read
+    if sum(entry.file_size for entry in entries) > start or any(_zip64_fields(entry.extra) > 1 for entry in entries):
+        raise Refused('entries that share their bytes')
     if any(entry.compress_type or entry.flag_bits & 1 or entry.compress_size != entry.file_size for entry in entries):
         raise Refused('compressed or encrypted entries')
     inside = {name.partition('/')[2]: entry.file_size for name, entry in zip(names, entries)}
     if 'constants.pkl' in inside:
         raise Refused('a program (TorchScript)')
     return {name[len('data/') :]: size for name, size in inside.items() if name.startswith('data/')}
+
+
+def _check_directory(stream: BinaryIO, start: int, count: int) -> None:
+    """See that an archive has one directory and nothing around it.
+
+    Python looks for it in front of the archive's end, PyTorch where that end says: a file could show them two.
+    """
+    end = stream.seek(0, io.SEEK_END) - 22
+    stream.seek(max(end - 76, 0))
+    tail = stream.read(98)
+    fields = struct.unpack('<4s4H2IH', tail[-22:])
+    wanted = (b'PK\5\6', 0, 0, min(count, 0xFFFF), min(count, 0xFFFF), end - start, start, 0)
+    if tail[-42:-38] == b'PK\6\7':
+        end -= 76  # zip64, as PyTorch writes it
+        place = struct.unpack('<4sIQI', tail[-42:-22])
+        sizes = struct.unpack('<4sQ2H2I4Q', tail[-98:-42])
+        right = place == (b'PK\6\7', 0, end, 1) and sizes[:2] == (b'PK\6\6', 44) and sizes[4:6] == (0, 0)
+        right = right and sizes[6:] == (count, count, end - start, start) and fields[:3] == wanted[:3]
+        right = right and fields[7] == 0
+    else:
+        right = fields == wanted
+    if not right:
+        raise Refused('an archive with a comment, or whose directory is not where it says')
+
+
+def _zip64_fields(extra: bytes) -> int:
+    found = 0
+    while len(extra) >= 4:
+        kind, length = struct.unpack('<2H', extra[:4])
+        found, extra = found + (kind == 1), extra[4 + length :]
+    return found
 
 
 def _load_safetensors(path: str, map_location: Any) -> dict[str, Any]:
@@ -196,7 +272,7 @@ def _safetensors_size(file: Path, header: int) -> int:
             entries = json.loads(stream.read(min(header, file.stat().st_size)))
         ends = (entry['data_offsets'][1] for name, entry in entries.items() if name != '__metadata__')
         return 8 + header + max(ends, default=0)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return -1
 
 

@@ -10,6 +10,7 @@ It does not depend on PyTorch's own allow-list, which differs between versions a
 from __future__ import annotations
 
 import argparse
+import math
 import pickle
 import re
 from collections import Counter, OrderedDict
@@ -24,6 +25,10 @@ from torch import Tensor, nn
 
 MAX_DEPTH = 100
 """How deep containers may be nested; what mmengine does with them is recursive."""
+MAX_PARTS = 2 * 10**6
+"""How many parts of containers there may be, one that stands in two places counted twice, as who walks it meets it."""
+MAX_REPEATED = 2**30
+"""Bytes that an expanded tensor may have beyond those that it is stored in: a copy of it has them all."""
 
 _CLASS_FUNCTIONS = {
     f'{owner.__module__}.{owner.__name__}': {name: getattr(owner, name) for name in names}
@@ -65,15 +70,29 @@ def _require(holds: bool, what: str, *values: Any) -> None:
 
 
 def _is_count(value: Any) -> bool:
-    return type(value) is int and value >= 0
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _is_history(value: Any) -> bool:
+    arrays = [vars(value).get(key) for key in ('_log_history', '_count_history')]
+    numbers = all(type(a) is np.ndarray and a.ndim == 1 and a.dtype.kind in 'biuf' for a in arrays)
+    return numbers and len(arrays[0]) == len(arrays[1])  # type: ignore[arg-type]
 
 
 def _check_key(key: Any) -> Any:
-    """Keys of dicts and items of sets: hashing anything deeper may take for ever."""
-    parts = key if type(key) is tuple else (key,)
-    if not all(isinstance(part, (*_SCALARS, np.generic)) for part in parts):
+    """Keys of dicts and items of sets: others, or numbers chosen to have one hash, may take for ever."""
+    parts, limit = (key, 2**31) if type(key) is tuple else ((key,), 2**53)
+    if len(parts) > 2 or not all(_is_key(part, limit) for part in parts):
         raise Refused(f'{type(key).__name__} as the key of a dict')
     return key
+
+
+def _is_key(part: Any, limit: int) -> bool:
+    if isinstance(part, (int, np.integer)):
+        return -limit < int(part) < limit
+    if isinstance(part, (float, np.floating)):
+        return limit == 2**53 and part == part and not isinstance(part, np.longdouble)
+    return isinstance(part, (str, bytes, np.bool_, type(None)))
 
 
 # --- what names make: REDUCE ----------------------------------------------------------------------------------------
@@ -83,12 +102,14 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, requires_grad: An
     where = 'a tensor'
     _require(isinstance(storage, torch.storage.TypedStorage), where, storage)
     _require(_is_count(offset) and isinstance(size, tuple) and isinstance(stride, tuple), where, offset, size, stride)
-    _require(len(size) == len(stride) and all(map(_is_count, (*size, *stride))), where, size, stride)
+    _require(len(size) == len(stride) <= 64 and all(map(_is_count, (*size, *stride))), where, size, stride)
     _require(type(requires_grad) is bool and not any(hooks), where, requires_grad, *hooks)
     storage_bytes = storage._untyped_storage.nbytes()
     last = offset + sum((length - 1) * step for length, step in zip(size, stride)) if all(size) else offset - 1
     if (last + 1) * torch._utils._element_size(storage.dtype) > storage_bytes:
         raise Refused(f'a tensor of {tuple(size)} reaches beyond its {storage_bytes} bytes')
+    if math.prod(size) * torch._utils._element_size(storage.dtype) > storage_bytes + MAX_REPEATED:
+        raise Refused(f'a tensor of {tuple(size)} that repeats its {storage_bytes} bytes')
     tensor = torch._utils._rebuild_tensor(storage, offset, size, stride)
     return tensor.requires_grad_() if requires_grad and tensor.is_floating_point() else tensor
 
@@ -188,15 +209,11 @@ _CALLS: dict[str, Callable[..., Any]] = {
 
 def _build_history(history: HistoryBuffer, state: Any) -> None:
     _require(type(state) is dict, 'a HistoryBuffer', state)
-    arrays: list[Any] = [state.get(key) for key in ('_log_history', '_count_history')]
-    _require(
-        all(type(a) is np.ndarray and a.ndim == 1 and a.dtype.kind in 'biuf' for a in arrays), 'a history', *arrays
-    )
-    _require(len(arrays[0]) == len(arrays[1]) and _is_count(state.get('max_length')), 'a HistoryBuffer', *arrays)
     methods = state.get('statistics_methods', {})
     _require(isinstance(methods, dict) and all(m in _FUNCTIONS for m in methods.values()), 'a HistoryBuffer', methods)
     known = {'_log_history', '_count_history', 'max_length', 'statistics_methods', '_statistics_methods'}
     _require(set(state) <= known, 'a HistoryBuffer', *state)
+    _require(_is_history(argparse.Namespace(**state)) and _is_count(state.get('max_length')), 'a HistoryBuffer', state)
     # Its methods are those of this process: what a file holds must not change what all buffers compute.
     history.__setstate__({key: state[key] for key in ('max_length', '_log_history', '_count_history')})
 
@@ -217,12 +234,11 @@ def _build_ordered_dict(target: OrderedDict, state: Any) -> None:
 def _build_array(array: np.ndarray, state: Any) -> None:
     _require(array.shape == (0,) and type(state) is tuple and len(state) == 5, 'an array', array, state)
     version, shape, dtype, fortran, content = state
-    _require(version == 1 and type(shape) is tuple and all(map(_is_count, shape)), 'an array', version, shape)
+    _require(version == 1 and type(shape) is tuple and len(shape) <= 64, 'an array', version, shape)
+    _require(all(map(_is_count, shape)), 'an array', *shape)
     _require(isinstance(dtype, _Dtype) and fortran in (0, 1) and type(content) is bytes, 'an array', dtype, content)
-    made, entries = dtype.make(), 1
-    for side in shape:
-        entries *= side
-    _require(made.itemsize > 0 and entries * made.itemsize == len(content), 'an array', content)
+    made = dtype.make()
+    _require(made.itemsize > 0 and math.prod(shape) * made.itemsize == len(content), 'an array', content)
     array.__setstate__((1, shape, made, bool(fortran), content))  # type: ignore[arg-type]
 
 
@@ -269,11 +285,13 @@ class Unpickler(_Base):
         storage_sizes: bytes of each storage of the file by its key; None where they follow the pickle (PyTorch before
             1.6).
         total: bytes of the file.
+        spent: entries that calls and states have taken; one that is named again and again would be copied each time.
         storages: keys of the storages that were asked for.
     """
 
     storage_sizes: Mapping[str, int] | None = None
     total = 0
+    spent = 0
     storages: set[str] = set()  # noqa: RUF012  # each file has a class of its own
 
     dispatch = {operation[0]: _Base.dispatch[operation[0]] for operation in _OPERATIONS}  # noqa: RUF012
@@ -288,8 +306,8 @@ class Unpickler(_Base):
 
     def find_class(self, module: str, name: str) -> Any:
         full = f'{"builtins" if module == "__builtin__" else module}.{name}'
-        if module == 'torch' and isinstance(getattr(torch, name, None), torch.dtype):
-            return getattr(torch, name)
+        if module == 'torch' and isinstance(vars(torch).get(name), torch.dtype):  # getattr would import parts of it
+            return vars(torch)[name]
         if full not in _CALLS and full not in _NEW and full not in _ARGUMENTS:
             raise Refused(f'{full[:100]}, which is not on the list of what a checkpoint may name, as it could run code')
         return Name(full)
@@ -299,6 +317,7 @@ class Unpickler(_Base):
         call = _CALLS.get(called.full) if isinstance(called, Name) else None
         if call is None or type(arguments) is not tuple:
             raise Refused(f'a call of {called.full if isinstance(called, Name) else type(called).__name__}')
+        self._spend(arguments)
         self.append(call(*arguments))
 
     def load_newobj(self) -> None:
@@ -313,7 +332,14 @@ class Unpickler(_Base):
         build = _BUILD.get(type(target))
         if build is None:
             raise Refused(f'a state for {type(target).__name__}')
+        self._spend(state)
         build(target, state)
+
+    def _spend(self, taken: Any) -> None:
+        parts = taken.values() if isinstance(taken, dict) else taken if isinstance(taken, tuple) else ()
+        self.spent += sum(len(part) for part in (taken, *parts) if isinstance(part, (str, bytes, list, tuple, dict)))
+        if self.spent > 3 * self.total + 2**20:
+            raise Refused('the same parts again and again')
 
     def load_append(self) -> None:
         self._extend([self.stack.pop()])
@@ -368,29 +394,29 @@ def check_plain(value: Any) -> None:
     """See that a result holds nothing but plain data, tensors and arrays without objects.
 
     Raises:
-        Refused: it holds something else, or is nested deeper than :data:`MAX_DEPTH`.
+        Refused: it holds something else, is nested deeper than :data:`MAX_DEPTH` or itself within itself, or has more
+            than :data:`MAX_PARTS`.
     """
-    seen: set[int] = set()
+    parts = 0
     waiting: list[tuple[Any, int]] = [(value, 0)]
     while waiting:
         part, depth = waiting.pop()
         kind = type(part)
         if kind in _LEAVES or isinstance(part, np.generic) or (kind is np.ndarray and not part.dtype.hasobject):
             continue
-        complete = kind is HistoryBuffer and hasattr(part, '_log_history')  # one without a state has no contents
-        if complete or (callable(part) and part in _FUNCTIONS):
+        # One without a state has no contents, and arrays can be given theirs after the state.
+        if (kind is HistoryBuffer and _is_history(part)) or (callable(part) and part in _FUNCTIONS):
             continue
         if kind not in (dict, OrderedDict, Counter, list, tuple, set, argparse.Namespace):
             raise Refused(f'{part.full if isinstance(part, Name) else kind.__name__} as a value')
-        if depth == MAX_DEPTH:
-            raise Refused(f'data nested deeper than {MAX_DEPTH}')
-        if id(part) not in seen:
-            seen.add(id(part))
-            inside: Sequence[Any] = list(part.values()) if isinstance(part, dict) else ()
-            if kind in (list, tuple, set):
-                inside = list(part)
-            extra = list(vars(part).values()) if kind in (OrderedDict, argparse.Namespace) else []
-            waiting += [(each, depth + 1) for each in (*inside, *extra)]
+        inside: Sequence[Any] = list(part.values()) if isinstance(part, dict) else ()
+        if kind in (list, tuple, set):
+            inside = list(part)
+        extra = list(vars(part).values()) if kind in (OrderedDict, argparse.Namespace) else []
+        parts += len(inside) + len(extra)
+        if depth == MAX_DEPTH or parts > MAX_PARTS:
+            raise Refused(f'data nested deeper than {MAX_DEPTH}, or of more than {MAX_PARTS} parts')
+        waiting += [(each, depth + 1) for each in (*inside, *extra)]
 
 
 _LEAVES = {*_SCALARS, Tensor, nn.Parameter, torch.Size, torch.device, torch.dtype}

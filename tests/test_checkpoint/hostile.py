@@ -9,6 +9,7 @@ import struct
 import tarfile
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,45 @@ def programs(proof: Path) -> Iterator[tuple[str, bytes]]:
     pairs = b''.join(b'h' + bytes([i]) + b'h' + bytes([i]) + b'\x86q' + bytes([i + 1]) + b'0' for i in range(100))
     yield 'a key that hashes for ever', b'K\1q\x000' + pairs + b'}hdK\1s'
     yield 'a key by key', mapping({}) + value(((1, (2, 3)),)) + value(1) + b's'
+    multiples = b''.join(value(i * (2**61 - 1)) + b'N' for i in range(10**5))
+    yield 'keys of one hash', b'}(' + multiples + b'u'
+    yield 'keys in pairs of one hash', value({(2**60, 1): 1})
+    yield 'a long key again and again', value(('a',) * 10**5) + b'q\1' + b'0}' + b'h\1Ns' * 10**5
+    yield 'bytes again and again', value('a' * 10**6) + b'q\1' + b'0](' + call('_codecs.encode', b'h\1') * 10**5 + b'e'
+    yield (
+        'pairs again and again',
+        value([(i, i) for i in range(10**4)])
+        + b'r\0\1\0\0'
+        + b'0]('
+        + (call('collections.OrderedDict', b'j\0\1\0\0') * 10**4)
+        + b'e',
+    )
+    twice = b''.join(b'h' + bytes([i]) + b'h' + bytes([i]) + b'\x86q' + bytes([i + 1]) + b'0' for i in range(60))
+    yield 'the same part everywhere', b'K\1q\x000' + twice + b'h\x3c'
+    yield 'in itself', b']q\1h\1a'
+    put = [b'r' + struct.pack('<I', i) for i in range(2000)]
+    inner = b']' + put[0] + b'0' + b''.join(b']' + put[i] + b'j' + put[i - 1][1:] + b'a0' for i in range(1, 2000))
+    yield 'deep, the inner first', inner + b'](' + b''.join(b'j' + part[1:] for part in put[::-1]) + b'e'
+    yield (
+        'shape of large numbers',
+        build(
+            call(f'{ARRAY}._reconstruct', name('numpy.ndarray'), value((0,)), raw(b'b')),
+            group(
+                value(1), value(2**2000) + b'q\1' + b'0(' + b'h\1' * 10**5 + b't', dtype('f8'), value(False), raw(b'1')
+            ),
+        ),
+    )
+    yield 'expanded without end', tensor(size=(2**44,), stride=(0,))
+    late = (
+        array('f8', (0,), raw(b''))
+        + b'q\1'
+        + b'0'
+        + history(_log_history=b'h\1', _count_history=b'h\1')
+        + b'q\2'
+        + b'0'
+    )
+    text = group(value(1), value((2,)), dtype('S1'), value(False), raw(b'ab'))
+    yield 'history of text that comes later', late + build(b'h\1', text) + b'0h\2'
     yield 'deep', b']' * 5000 + b'a' * 4999
     yield 'long number', b'\x8b' + struct.pack('<i', 10**6) + b'\xff' * 10**6
     yield 'missing memo', b'h\x07'
@@ -235,6 +275,40 @@ def write_archive(path: Path, pickled: bytes, storages: Mapping[str, bytes] | No
     return path
 
 
+def two_directories(
+    path: Path,
+    files: Mapping[str, bytes],
+    sizes: Mapping[str, int] | None = None,
+    names: Mapping[str, str] | None = None,
+    attributes: int = 0,
+    same: bool = False,
+    twice: bool = True,
+) -> Path:
+    """An archive with a directory where its end says, and another one, changed, in front of that end."""
+    content, places = b'', {}
+    for title, data in files.items():
+        places[title] = places['data/0'] if same and title == 'data/1' else len(content)
+        if places[title] == len(content):
+            head = (0x04034B50, 20, 0, 0, 0, 0, zlib.crc32(data), len(data), len(data), len(title) + 2, 0)
+            content += struct.pack('<I5H3I2H', *head) + f'a/{title}'.encode() + data
+
+    def directory(sizes: Mapping[str, int], names: Mapping[str, str]) -> bytes:
+        entries = b''
+        for title, data in files.items():
+            size = sizes.get(title, len(data))
+            about = (0x02014B50, 20, 20, 0, 0, 0, 0, zlib.crc32(data), size, size, len(title) + 2, 0, 0, 0, 0)
+            outside = attributes if title.startswith('data/') else 0
+            entries += struct.pack('<I6H3I5H2I', *about, outside, places[title])
+            entries += f'a/{names.get(title, title)}'.encode()
+        return entries
+
+    last = directory(sizes or {}, names or {})
+    both = (directory({}, {}) if twice else b'') + last
+    end = struct.pack('<I4H2IH', 0x06054B50, 0, 0, len(files), len(files), len(last), len(content), 0)
+    path.write_bytes(content + both + end)
+    return path
+
+
 def checkpoint(content: bytes) -> bytes:
     """The pickle of a checkpoint of mmengine's shape that has a tensor, and ``content`` among its notes."""
     weights = mapping({'weight': tensor()})
@@ -244,7 +318,13 @@ def checkpoint(content: bytes) -> bytes:
 def legacy(path: Path, content: bytes, keys: Any = ('0',), count: int = 4) -> Path:
     """A file as PyTorch before 1.6 wrote it."""
     head = b''.join(pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, dict(little_endian=True)))
-    path.write_bytes(head + content + pickle.dumps(list(keys), 2) + struct.pack('<q', count) + bytes(4 * count))
+    path.write_bytes(
+        head
+        + content
+        + pickle.dumps(list(keys) if keys is not None else (), 2)
+        + struct.pack('<q', count)
+        + bytes(4 * count)
+    )
     return path
 
 
@@ -285,6 +365,16 @@ def write_corpus(folder: Path, proof: Path) -> list[Path]:
         warnings.simplefilter('ignore')  # zipfile's own, about the name
         archive.writestr('archive/data.pkl', program(run))
     torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), str(add('torchscript')))
+    # Archives that Python and PyTorch read differently.
+    large = program(mapping({'state_dict': mapping({'weight': tensor(size=(10**7,), of=storage('X', 10**7))})}))
+    write_archive(add('upper and lower case'), large, {'x': bytes(16), 'X': bytes(4 * 10**7)})
+    large = program(mapping({'state_dict': mapping({'weight': tensor(size=(10**7,), of=storage(count=10**7))})}))
+    two_directories(add('two directories'), {'data.pkl': large, 'data/0': bytes(16)}, {'data/0': 4 * 10**7})
+    script = {name: b'x' for name in ('data.pkl', 'constants.pkl', 'version')}
+    two_directories(add('program in one directory'), script, names={'constants.pkl': 'constants.pkx'})
+    two_directories(add('folder with contents'), {'data.pkl': good, 'data/0': bytes(16)}, attributes=0x10, twice=False)
+    shared = {'data.pkl': good, 'data/0': bytes(10**4), 'data/1': bytes(10**4)}
+    two_directories(add('shared bytes'), shared, same=True, twice=False)
     whole = write_archive(folder / 'whole', good).read_bytes()
     (folder / 'whole').unlink()
     for share in (0.1, 0.5, 0.9, 0.99):
@@ -295,6 +385,7 @@ def write_corpus(folder: Path, proof: Path) -> list[Path]:
     legacy(add('legacy long storage'), text, count=2)
     legacy(add('legacy huge storage'), program(tensor(of=legacy_storage(count=10**12))))
     legacy(add('legacy missing storage'), text, keys=())
+    legacy(add('legacy storages by another name'), text, keys=None)
     legacy(add('legacy storage too many'), text, keys=('0', '1'))
     legacy(add('legacy view beyond'), program(tensor(of=legacy_storage(view=('1', 2, 9)))))
     container = group(value('module'), name('torch.Size'), value('f.py'), value('x')) + b'Q'

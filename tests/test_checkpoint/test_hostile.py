@@ -101,6 +101,11 @@ def test_what_a_history_computes_stays_that_of_the_process(tmp_path: Path) -> No
     assert HistoryBuffer([1.0, 3.0], [1, 1]).statistics('mean') == 2
 
 
+def test_a_config_in_the_file_is_not_kept_for_mmengine_to_run(tmp_path: Path) -> None:
+    torch.save(dict(meta=dict(config='exit()', epoch=1), state_dict={}), tmp_path / 'a.pth')  # as mmcv saved
+    assert load_file(str(tmp_path / 'a.pth'))['meta'] == dict(epoch=1)
+
+
 # --- random programs --------------------------------------------------------------------------------------------------
 
 

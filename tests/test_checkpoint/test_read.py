@@ -20,6 +20,8 @@ from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
 
 from cropr_mm.checkpoint.read import CheckpointError, check_checkpoint, load_file
 
+from . import hostile
+
 
 class Line(BaseModel):
     def __init__(self):
@@ -99,14 +101,15 @@ def test_files_of_both_numpy_generations_load(tmp_path, core):
 numbers = arrays(
     st.sampled_from(['<f8', '>f4', '<i8', '|u1', '|b1', '<c16', '<U3', '|S2']), array_shapes(min_dims=0, min_side=0)
 )
+keys = st.integers(1 - 2**31, 2**31 - 1)
 plain = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(-(2**200), 2**200), st.floats(), st.text(), st.binary(), numbers),
     lambda inner: st.one_of(
         st.lists(inner),
         st.tuples(inner, inner),
-        st.dictionaries(st.one_of(st.text(), st.integers(), st.tuples(st.integers(), st.text())), inner),
+        st.dictionaries(st.one_of(st.text(), keys, st.tuples(keys, st.text())), inner),
         st.dictionaries(st.text(), inner).map(OrderedDict),
-        st.sets(st.one_of(st.text(), st.integers())),
+        st.sets(st.one_of(st.text(), keys)),
         st.dictionaries(st.text(), st.integers()).map(Counter),
     ),
     max_leaves=8,
@@ -191,6 +194,13 @@ def test_where_the_protection_of_torch_is_forced_it_is_left_to_torch(tmp_path, m
     torch.save(dict(history=HistoryBuffer([1.0], [1])), tmp_path / 'b.pth')
     with pytest.raises(CheckpointError, match=r'b\.pth'):
         load_file(str(tmp_path / 'b.pth'))
+
+
+def test_where_the_protection_of_torch_is_forced_storages_are_still_measured(tmp_path, monkeypatch):
+    monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
+    large = hostile.program(hostile.tensor(of=hostile.storage(count=10**6), size=(10**6,)))
+    with pytest.raises(CheckpointError, match='of which the file has 16 bytes'):
+        load_file(str(hostile.write_archive(tmp_path / 'a.pth', large)))
 
 
 @pytest.mark.parametrize('share', [0.0, 0.3, 0.999])
