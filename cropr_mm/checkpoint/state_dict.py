@@ -15,6 +15,7 @@ from typing import Any
 from mmengine.logging import MMLogger
 from torch import Tensor
 
+from ..compat import remove_prefix
 from .files import shorten
 from .fit import fit_positions
 
@@ -34,7 +35,7 @@ class Loading:
         prefix: before the backbone's names, such as ``'backbone.'``.
         lists: missing names, unexpected names, and messages about weights that cannot be copied.
         lengths: of the lists before.
-        foreign: the checkpoint is of another backbone, and nothing of it is used.
+        foreign: the checkpoint is of another backbone, and nothing of it is used but what it has of scorers.
     """
 
     prefix: str
@@ -69,8 +70,11 @@ def begin_loading(
     names = [name for name in state_dict if name.startswith(prefix)]
     foreign = not any(name.startswith(f'{prefix}blocks.') for name in names)
     if foreign:
+        names = [name for name in names if not name.startswith(f'{prefix}pruners.')]
         for name in names:  # some names are everybody's: cls_token, pos_embed
             del state_dict[name]
+        if names and model.has_weights is None:
+            model.has_weights = False
         MMLogger.get_current_instance().warning(
             'CroprViT: the checkpoint holds no weights of this backbone, which keeps those that it has '
             f'(left out: {shorten(names, 4) or "nothing"})'
@@ -106,14 +110,14 @@ def end_loading(model: Any, keys: Any) -> None:
     extra = [name for name in unexpected if not name.startswith('pruners.')]
     scorers = {n for n, _ in model.named_parameters() if n.startswith('pruners.') and '.aux_head.' not in n}
     absent = scorers.intersection(missing)
-    missing = [name for name in missing if not name.startswith('pruners.')]
-    if loading.foreign:
-        missing = []
-    elif scorers and absent == scorers:
-        model.scorers_are_new = True
-    else:
+    missing = [] if loading.foreign else [name for name in missing if not name.startswith('pruners.')]
+    if not loading.foreign:
+        model.has_weights = True
+    if absent != scorers:
         model.scorers_are_new = False
         missing += sorted(absent)
+    elif not loading.foreign:
+        model.scorers_are_new = bool(scorers)
     listed = '; '.join(
         f'{what}: {shorten(names, limit)}'
         for what, names, limit in (('missing', missing, 8), ('left over', extra, 8), ('of another shape', shapes, 4))
@@ -132,12 +136,20 @@ def end_loading(model: Any, keys: Any) -> None:
 
 
 def weights_of(checkpoint: Mapping[str, Any]) -> OrderedDict[str, Tensor]:
-    """The weights in a checkpoint of mmengine, without ``module.`` before their names, and the model's metadata."""
+    """The weights in a checkpoint of mmengine, without ``module.`` before their names, and the model's metadata.
+
+    Raises:
+        ValueError: ``state_dict`` in it is none.
+    """
     state = checkpoint.get('state_dict', checkpoint)
+    if not isinstance(state, Mapping):
+        raise ValueError(f'state_dict of the checkpoint is a {type(state).__name__}; a dict of tensors is expected')
     weights: OrderedDict[str, Tensor] = OrderedDict(
-        (re.sub(r'^module\.', '', name), value) for name, value in state.items() if isinstance(value, Tensor)
+        (remove_prefix(name, 'module.'), value)
+        for name, value in state.items()
+        if isinstance(name, str) and isinstance(value, Tensor)
     )
     metadata = getattr(state, '_metadata', None)
     if metadata is not None:
-        weights._metadata = {re.sub(r'^module\.', '', place): entry for place, entry in metadata.items()}  # type: ignore[attr-defined]
+        weights._metadata = {remove_prefix(place, 'module.'): entry for place, entry in metadata.items()}  # type: ignore[attr-defined]
     return weights

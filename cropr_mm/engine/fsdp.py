@@ -12,9 +12,9 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 from torch.distributed.fsdp.wrap import lambda_auto_wrap_policy
 
+from ..checkpoint.deploy import WRAPPED
+from ..compat import remove_prefix
 from ..models.layers import Block
-
-WRAPPED = '_fsdp_wrapped_module.'
 
 
 @FUNCTIONS.register_module()
@@ -82,7 +82,7 @@ class CroprFSDPStrategy(FSDPStrategy):
 
     def load_model_state_dict(self, state_dict: dict[str, Any], *, strict: bool = False, **unused: Any) -> None:
         if all(name.startswith('module.') for name in state_dict):  # as FlexibleRunner saves under DDP
-            state_dict = {name[len('module.') :]: value for name, value in state_dict.items()}
+            state_dict = {remove_prefix(name, 'module.'): value for name, value in state_dict.items()}
         wrong = self.model.load_state_dict(state_dict, strict=strict)
         for what, names in (('missing', wrong.missing_keys), ('left over', wrong.unexpected_keys)):
             if names:

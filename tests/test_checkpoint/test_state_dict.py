@@ -182,3 +182,54 @@ def test_our_tools_refuse_a_model_that_stays_random(tmp_path):
 def test_metadata_comes_along():
     state = small_vit(img_size=(12, 48)).state_dict()
     assert weights_of(dict(state_dict=state, meta={}))._metadata['']['grid'] == (3, 12)
+
+
+def test_scorers_alone_are_loaded():
+    trained, model = Segmentor(pruning=PRUNING), Segmentor(pruning=PRUNING)
+    before = model.backbone.blocks[0].mlp.fc1.weight.clone()
+    model.backbone.scorers_are_new = True
+    scorers = {name: value for name, value in trained.state_dict().items() if '.pruners.' in name}
+    load_state_dict(model, scorers)
+    assert torch.equal(model.backbone.pruners[2].queries, trained.backbone.pruners[2].queries)
+    assert torch.equal(model.backbone.blocks[0].mlp.fc1.weight, before) and not model.backbone.scorers_are_new
+    del scorers['backbone.pruners.1.queries']
+    with pytest.raises(ValueError, match=r'does not fit the CroprViT of the config \(missing: pruners.1.queries\)'):
+        load_state_dict(model, scorers)
+
+
+def test_a_model_that_another_backbones_checkpoint_left_random_predicts_nothing():
+    foreign = {'backbone.layer1.weight': torch.zeros(1), 'backbone.cls_token': torch.zeros(1, 1, 16)}
+    model, images = Segmentor(), torch.randn(1, 3, 24, 24)
+    load_state_dict(model, {'head.weight': torch.zeros(3, 16)})
+    model.eval().backbone(images)  # nobody meant that one for the backbone
+    load_state_dict(model, foreign)
+    with pytest.raises(RuntimeError, match='is of another backbone, and this one has not trained'):
+        model.backbone(images)
+    model.train().backbone(images)
+    model.eval().backbone(images)
+    loaded = Segmentor()
+    loaded.load_state_dict(model.state_dict())
+    load_state_dict(loaded, foreign)
+    loaded.eval().backbone(images)
+
+
+@pytest.mark.parametrize(
+    'content, words',
+    [
+        (dict(state_dict=[1]), 'state_dict of the checkpoint is a list; a dict of tensors is expected'),
+        ({1: torch.zeros(1)}, 'holds no weights'),
+        ([torch.zeros(1)], 'holds list; a dict of tensors'),
+    ],
+)
+def test_files_of_another_shape_are_named(content, words, tmp_path):
+    torch.save(content, tmp_path / 'w.pth')
+    with pytest.raises(ValueError, match=rf'w.pth: {words}'):
+        read_checkpoint(str(tmp_path / 'w.pth'))
+
+
+def test_what_a_file_has_beside_weights_may_be_of_any_kind(tmp_path):
+    torch.save(dict(state_dict=dict(a=torch.ones(1)), meta=5, ema_state_dict=[1]), tmp_path / 'w.pth')
+    weights, meta = read_checkpoint(str(tmp_path / 'w.pth'))
+    assert list(weights) == ['a'] and meta == {}
+    with pytest.raises(ValueError, match='w.pth: holds no moving average'):
+        read_checkpoint(str(tmp_path / 'w.pth'), ema=False)
