@@ -69,7 +69,7 @@ def _check_arguments(key: str, backbone: Mapping[str, Any]) -> None:
     kind = backbone['type'] if isinstance(backbone['type'], type) else CroprViT
     parameters = inspect.signature(kind).parameters.values()
     valid = [parameter.name for parameter in parameters]
-    unknown = sorted(set(backbone) - {'type', *valid})
+    unknown = sorted(set(backbone) - {'type', '_scope_', *valid})
     if unknown and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         raise ValueError(
             f'{key} has {", ".join(unknown)}, which CroprViT does not take. If that is from the backbone before, '
