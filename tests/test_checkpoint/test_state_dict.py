@@ -231,5 +231,5 @@ def test_what_a_file_has_beside_weights_may_be_of_any_kind(tmp_path):
     torch.save(dict(state_dict=dict(a=torch.ones(1)), meta=5, ema_state_dict=[1]), tmp_path / 'w.pth')
     weights, meta = read_checkpoint(str(tmp_path / 'w.pth'))
     assert list(weights) == ['a'] and meta == {}
-    with pytest.raises(ValueError, match='w.pth: holds no moving average'):
+    with pytest.raises(ValueError, match=r'w.pth: holds no moving average'):
         read_checkpoint(str(tmp_path / 'w.pth'), ema=False)
