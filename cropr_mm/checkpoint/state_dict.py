@@ -55,7 +55,7 @@ class Loading:
 def begin_loading(
     model: Any, state_dict: dict[str, Any], prefix: str, metadata: Mapping[str, Any], *lists: list[str]
 ) -> Loading:
-    """Make a state dict fit before a CroprViT loads it: resize its position embedding, leave another backbone out.
+    """Make a state dict fit before a CroprViT loads it: resize its positional embedding, leave another backbone out.
 
     Args:
         model: the CroprViT.
@@ -65,7 +65,7 @@ def begin_loading(
         lists: as ``_load_from_state_dict`` gets them.
 
     Raises:
-        ValueError: a position embedding whose grid nothing tells.
+        ValueError: a positional embedding whose grid nothing tells.
     """
     names = [name for name in state_dict if name.startswith(prefix)]
     foreign = not any(name.startswith(f'{prefix}blocks.') for name in names)

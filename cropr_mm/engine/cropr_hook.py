@@ -142,7 +142,7 @@ class CroprHook(Hook):
 
 
 def _check_size(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Position embeddings are resized as they load, what the optimizer keeps of them is not."""
+    """Positional embeddings are resized as they load, what the optimizer keeps of them is not."""
     for name, backbone in model.named_modules():
         if isinstance(backbone, CroprViT) and backbone.pos_embed is not None:
             found = weights.get(f'{name}.pos_embed'.lstrip('.'))

@@ -170,7 +170,7 @@ def _dot(vector: Tensor, x: Tensor) -> Tensor:
 def sums_in_float32(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether a matrix product of half precision can be had in float32 there (PyTorch 2.8 or newer, on CUDA).
 
-    Known without trying, as what tries under a mode that counts operations hears of the mode, not of the device.
+    Decided without a trial, which would fail under a mode that counts operations, whatever the device can do.
     """
     if device.type != 'cuda' or torch.version.hip is not None or 'dtype' not in torch.ops.aten.bmm.overloads():
         return False
