@@ -20,11 +20,10 @@ from ..models import CroprViT
 from ..tokens import SparseFeature
 from .files import shorten
 from .read import GRIDS, load_address
-from .state_dict import weights_of
+from .state_dict import WRAPPED, weights_of
 
 SUFFIXES = ('.pth', '.safetensors')
 TOLERANCE = 1e-5
-WRAPPED = '_fsdp_wrapped_module.'  # what FSDP puts into the names of what it wraps
 """Largest difference between the outputs before and after, as a share of the largest value (at least 1)."""
 
 

@@ -19,6 +19,7 @@ from ..compat import remove_prefix
 from .files import shorten
 from .fit import fit_positions
 
+WRAPPED = '_fsdp_wrapped_module.'  # what FSDP puts into the names of what it wraps
 _EMBEDDED = ('pos_embed', 'cls_token', 'reg_token')
 # PyTorch's message about a weight of another shape.
 _MISMATCH = re.compile(
@@ -44,12 +45,12 @@ class Loading:
     foreign: bool
 
     def found(self) -> list[list[str]]:
-        """What has come to the lists since; names without the prefix."""
-        cut = len(self.prefix)
+        """What has come to the lists since; names without the prefix, and without FSDP's, which only some have."""
+        prefix = self.prefix.replace(WRAPPED, '')
         missing, unexpected, errors = (part[length:] for part, length in zip(self.lists, self.lengths))
         shown = [_MISMATCH.sub(r'\1 \2, expected \3', error.strip()) for error in errors]
-        shown = [text[cut:] if text.startswith(self.prefix) else text for text in shown]
-        return [[name[cut:] for name in missing], [name[cut:] for name in unexpected], shown]
+        lists = (missing, unexpected, shown)
+        return [[remove_prefix(text.replace(WRAPPED, ''), prefix) for text in part] for part in lists]
 
 
 def begin_loading(
@@ -108,7 +109,8 @@ def end_loading(model: Any, keys: Any) -> None:
     # An auxiliary head is of the task, as the other heads are; without its weights a scorer is as it was.
     shapes = [text for text in errors if '.aux_head.' not in text]
     extra = [name for name in unexpected if not name.startswith('pruners.')]
-    scorers = {n for n, _ in model.named_parameters() if n.startswith('pruners.') and '.aux_head.' not in n}
+    names = [name.replace(WRAPPED, '') for name, _ in model.named_parameters()]
+    scorers = {name for name in names if name.startswith('pruners.') and '.aux_head.' not in name}
     absent = scorers.intersection(missing)
     missing = [] if loading.foreign else [name for name in missing if not name.startswith('pruners.')]
     if not loading.foreign:
@@ -131,7 +133,8 @@ def end_loading(model: Any, keys: Any) -> None:
             '. Scorers with a query for each patch belong to one img_size; for inference at another set '
             'model.backbone.pruning.deploy=True, to train new ones load the file by init_cfg'
         )
-    where = f'{loading.prefix[:-1]}: ' if loading.prefix else ''
+    place = loading.prefix.replace(WRAPPED, '')[:-1]
+    where = f'{place}: ' if place else ''
     raise ValueError(f'{where}the checkpoint does not fit the CroprViT of the config ({listed}){hint}')
 
 

@@ -3,12 +3,16 @@
 import pytest
 import torch
 from helpers import cropr, small_vit
+from mmengine._strategy import FSDPStrategy
 from mmengine.runner.checkpoint import load_checkpoint, load_state_dict
 from torch import nn
+from torch.distributed.fsdp import FullStateDictConfig, StateDictType
+from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 
 from cropr_mm.checkpoint import resize_position_embedding
 from cropr_mm.checkpoint.deploy import load_every_parameter, read_checkpoint
 from cropr_mm.checkpoint.state_dict import weights_of
+from cropr_mm.engine import CroprFSDPStrategy, wrap_vit_blocks
 
 PRUNING = dict(pruner=cropr(), rate=8)
 PATCHES = dict(pruner=cropr('PatchSegAuxHead'), rate=8)
@@ -233,3 +237,38 @@ def test_what_a_file_has_beside_weights_may_be_of_any_kind(tmp_path):
     assert list(weights) == ['a'] and meta == {}
     with pytest.raises(ValueError, match=r'w.pth: holds no moving average'):
         read_checkpoint(str(tmp_path / 'w.pth'), ema=False)
+
+
+@pytest.fixture
+def sharded():
+    """Under FSDP, whose names some of PyTorch's lists have and others do not."""
+    torch.distributed.init_process_group('gloo', store=torch.distributed.HashStore(), rank=0, world_size=1)
+    settings = dict(auto_wrap_policy=wrap_vit_blocks, use_orig_params=True, device_id=torch.device('cpu'))
+    model = FSDP(Segmentor(pruning=PRUNING), **settings)
+    FSDP.set_state_dict_type(
+        model, StateDictType.FULL_STATE_DICT, state_dict_config=FullStateDictConfig(offload_to_cpu=False)
+    )
+    yield model
+    torch.distributed.destroy_process_group()
+
+
+def test_a_sharded_model_takes_a_dense_checkpoint_and_names_what_lacks(sharded):
+    dense = Segmentor()
+    sharded.load_state_dict(dense.state_dict(), strict=False)
+    assert sharded.module.backbone.scorers_are_new
+    with FSDP.summon_full_params(sharded):
+        assert torch.equal(sharded.module.backbone.norm.weight, dense.backbone.norm.weight)
+    for name, words in (
+        ('blocks.2.mlp.fc1.bias', r'missing: blocks.2.mlp.fc1.bias'),
+        ('norm.bias', 'missing: norm.bias'),
+    ):
+        state = dense.state_dict()
+        del state[f'backbone.{name}']
+        with pytest.raises(ValueError, match=rf'^backbone: the checkpoint does not fit .*\({words}\)'):
+            sharded.load_state_dict(state, strict=False)
+
+
+def test_a_sharded_models_file_has_its_grid(sharded, monkeypatch):
+    monkeypatch.setattr(FSDPStrategy, 'model_state_dict', lambda self: sharded.state_dict())
+    state = CroprFSDPStrategy.model_state_dict(CroprFSDPStrategy.__new__(CroprFSDPStrategy))
+    assert state._metadata['backbone']['grid'] == (6, 6) and '' in state._metadata
