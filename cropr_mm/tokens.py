@@ -99,7 +99,7 @@ class SparseFeature:
         raise TypeError(f'{getattr(func, "__name__", func)} got a SparseFeature; {_REMEDY}')
 
     def __getattr__(self, name: str) -> NoReturn:
-        # Copying and pickling ask for methods that are not there; these lookups only want to be told so.
+        # Copying and pickling look for methods that may be missing; no remedy is due there.
         remedy = '' if name.startswith('_') else f'; {_REMEDY}'
         raise AttributeError(f'SparseFeature has no attribute {name!r}{remedy}')
 

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
+from mmengine.utils import digit_version
 from torch import Tensor
 
 from cropr_mm import CroprViT
+
+PYTORCH_2_1 = digit_version(torch.__version__) < digit_version('2.2')
+shards_on_a_cpu = pytest.mark.skipif(PYTORCH_2_1, reason='FSDP of PyTorch 2.1 needs an accelerator')
+exports_open_sizes = pytest.mark.skipif(PYTORCH_2_1, reason='torch.export of PyTorch 2.1 has no Dim')
 
 SMALL: dict[str, dict[str, Any]] = {
     'vit': dict(family='vit', embed_dim=16, depth=5, num_heads=2, mlp_ratio=2.0),

@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import PYTORCH_2_1
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -145,8 +146,9 @@ def test_what_walks_through_outputs_still_does(tmp_path):
 
     sparse = feature((2, 3), 4)
     assert len(list(_find_tensors((sparse,)))) == 2
-    halves = _apply_to_tensors(lambda t: t.half() if t.is_floating_point() else t, (sparse,))
-    assert halves[0].tokens.dtype in (torch.float16, torch.float32)  # older versions do not look into data classes
+    if not PYTORCH_2_1:  # which sets the fields of data classes, frozen or not; outputs of what it wraps here are maps
+        halves = _apply_to_tensors(lambda t: t.half() if t.is_floating_point() else t, (sparse,))
+        assert halves[0].tokens.dtype in (torch.float16, torch.float32)
     identity = torch.nn.Identity()
     identity.register_forward_hook(lambda module, args, output: output)
     with torch.autocast('cpu', dtype=torch.bfloat16):
@@ -155,6 +157,7 @@ def test_what_walks_through_outputs_still_does(tmp_path):
     assert torch.load(tmp_path / 'feature.pt', weights_only=False).grid == (2, 3)
 
 
+@pytest.mark.skipif(PYTORCH_2_1, reason='the compiler of PyTorch 2.1 makes no data classes')
 def test_a_compiled_model_makes_and_reads_it():
     def through(tokens, index):
         return SparseFeature(tokens, index, (2, 3), 2, patch_size=4).to_dense('zero')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from ..models import CroprViT
+
+with contextlib.suppress(ImportError):  # Before the first count: once imported, PyTorch counts what it computes.
+    import torch.nn.attention.varlen  # since PyTorch 2.10
 
 
 def _attention(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:

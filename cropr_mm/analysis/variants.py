@@ -9,6 +9,7 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import MODELS
 from torch import nn
 
+from ..checkpoint.deploy import load_strictly
 from ..models import CroprPruner
 from .routing import find_backbone
 
@@ -102,7 +103,5 @@ def build_variants(
 
 def _copy_weights(source: nn.Module, model: nn.Module) -> None:
     weights = {name: value for name, value in source.state_dict().items() if 'pruners.' not in name}
-    keys = model.load_state_dict(weights, strict=False)
-    missing = [name for name in keys.missing_keys if 'pruners.' not in name]
-    if missing or keys.unexpected_keys:
-        raise ValueError(f'variants differ in more than their pruners: {", ".join([*missing, *keys.unexpected_keys])}')
+    scorers = {name: value for name, value in model.state_dict().items() if 'pruners.' in name}
+    load_strictly(model, {**weights, **scorers}, 'a variant with another selector')

@@ -13,13 +13,14 @@ import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 
+from ..compat import remove_prefix
 from ..config_types import is_type
 from ..files import whole_file
 from ..models import CroprViT
 from ..tokens import SparseFeature
 from .files import shorten
 from .read import GRIDS, load_address
-from .state_dict import weights_of
+from .state_dict import WRAPPED, weights_of
 
 SUFFIXES = ('.pth', '.safetensors')
 TOLERANCE = 1e-5
@@ -79,15 +80,19 @@ def read_checkpoint(path: str, ema: bool = True) -> tuple[dict[str, Tensor], dic
         raise ValueError(
             f'{path}: holds {type(checkpoint).__name__}; a dict of tensors, perhaps under state_dict, is expected'
         )
-    weights = weights_of(checkpoint)
+    try:
+        weights = weights_of(checkpoint)
+    except ValueError as error:
+        raise ValueError(f'{path}: {error}') from error
     if not ema:
         moved = checkpoint.get('ema_state_dict')
-        if moved is None:
+        if not isinstance(moved, Mapping):
             raise ValueError(f'{path}: holds no moving average (EMAHook), so there are no other weights to choose')
-        weights.update({k[len('module.') :]: v for k, v in moved.items() if k.startswith('module.')})
+        weights.update({remove_prefix(k, 'module.'): v for k, v in moved.items() if k.startswith('module.')})
     if not weights:
         raise ValueError(f'{path}: holds no weights (a dict of tensors, perhaps under state_dict, is expected)')
-    return weights, dict(checkpoint.get('meta') or {})
+    meta = checkpoint.get('meta')
+    return weights, dict(meta) if isinstance(meta, Mapping) else {}
 
 
 def load_strictly(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
@@ -133,10 +138,8 @@ def load_every_parameter(model: nn.Module, weights: Mapping[str, Tensor], source
     Raises:
         ValueError: names what is missing or of another shape.
     """
-    missing = {
-        name.replace('_fsdp_wrapped_module.', '') for name in load_what_fits(model, weights, source).missing_keys
-    }
-    names = [name.replace('_fsdp_wrapped_module.', '') for name, _ in model.named_parameters()]
+    missing = {name.replace(WRAPPED, '') for name in load_what_fits(model, weights, source).missing_keys}
+    names = [name.replace(WRAPPED, '') for name, _ in model.named_parameters()]
     lacking = [name for name in names if name in missing]
     if lacking:
         raise ValueError(f'{source} does not fit the model of the config; missing: {shorten(lacking, 8)}')

@@ -15,9 +15,11 @@ from typing import Any
 from mmengine.logging import MMLogger
 from torch import Tensor
 
+from ..compat import remove_prefix
 from .files import shorten
 from .fit import fit_positions
 
+WRAPPED = '_fsdp_wrapped_module.'  # what FSDP puts into the names of what it wraps
 _EMBEDDED = ('pos_embed', 'cls_token', 'reg_token')
 # PyTorch's message about a weight of another shape.
 _MISMATCH = re.compile(
@@ -34,7 +36,7 @@ class Loading:
         prefix: before the backbone's names, such as ``'backbone.'``.
         lists: missing names, unexpected names, and messages about weights that cannot be copied.
         lengths: of the lists before.
-        foreign: the checkpoint is of another backbone, and nothing of it is used.
+        foreign: the checkpoint is of another backbone, and nothing of it is used but what it has of scorers.
     """
 
     prefix: str
@@ -43,18 +45,18 @@ class Loading:
     foreign: bool
 
     def found(self) -> list[list[str]]:
-        """What has come to the lists since; names without the prefix."""
-        cut = len(self.prefix)
+        """What has come to the lists since; names without the prefix, and without FSDP's, which only some have."""
+        prefix = self.prefix.replace(WRAPPED, '')
         missing, unexpected, errors = (part[length:] for part, length in zip(self.lists, self.lengths))
         shown = [_MISMATCH.sub(r'\1 \2, expected \3', error.strip()) for error in errors]
-        shown = [text[cut:] if text.startswith(self.prefix) else text for text in shown]
-        return [[name[cut:] for name in missing], [name[cut:] for name in unexpected], shown]
+        lists = (missing, unexpected, shown)
+        return [[remove_prefix(text.replace(WRAPPED, ''), prefix) for text in part] for part in lists]
 
 
 def begin_loading(
     model: Any, state_dict: dict[str, Any], prefix: str, metadata: Mapping[str, Any], *lists: list[str]
 ) -> Loading:
-    """Make a state dict fit before a CroprViT loads it: resize its position embedding, leave another backbone out.
+    """Make a state dict fit before a CroprViT loads it: resize its positional embedding, leave another backbone out.
 
     Args:
         model: the CroprViT.
@@ -64,13 +66,16 @@ def begin_loading(
         lists: as ``_load_from_state_dict`` gets them.
 
     Raises:
-        ValueError: a position embedding whose grid nothing tells.
+        ValueError: a positional embedding whose grid nothing tells.
     """
     names = [name for name in state_dict if name.startswith(prefix)]
     foreign = not any(name.startswith(f'{prefix}blocks.') for name in names)
     if foreign:
+        names = [name for name in names if not name.startswith(f'{prefix}pruners.')]
         for name in names:  # some names are everybody's: cls_token, pos_embed
             del state_dict[name]
+        if names and model.has_weights is None:
+            model.has_weights = False
         MMLogger.get_current_instance().warning(
             'CroprViT: the checkpoint holds no weights of this backbone, which keeps those that it has '
             f'(left out: {shorten(names, 4) or "nothing"})'
@@ -104,16 +109,17 @@ def end_loading(model: Any, keys: Any) -> None:
     # An auxiliary head is of the task, as the other heads are; without its weights a scorer is as it was.
     shapes = [text for text in errors if '.aux_head.' not in text]
     extra = [name for name in unexpected if not name.startswith('pruners.')]
-    scorers = {n for n, _ in model.named_parameters() if n.startswith('pruners.') and '.aux_head.' not in n}
+    names = [name.replace(WRAPPED, '') for name, _ in model.named_parameters()]
+    scorers = {name for name in names if name.startswith('pruners.') and '.aux_head.' not in name}
     absent = scorers.intersection(missing)
-    missing = [name for name in missing if not name.startswith('pruners.')]
-    if loading.foreign:
-        missing = []
-    elif scorers and absent == scorers:
-        model.scorers_are_new = True
-    else:
+    missing = [] if loading.foreign else [name for name in missing if not name.startswith('pruners.')]
+    if not loading.foreign:
+        model.has_weights = True
+    if absent != scorers:
         model.scorers_are_new = False
         missing += sorted(absent)
+    elif not loading.foreign:
+        model.scorers_are_new = bool(scorers)
     listed = '; '.join(
         f'{what}: {shorten(names, limit)}'
         for what, names, limit in (('missing', missing, 8), ('left over', extra, 8), ('of another shape', shapes, 4))
@@ -127,17 +133,26 @@ def end_loading(model: Any, keys: Any) -> None:
             '. Scorers with a query for each patch belong to one img_size; for inference at another set '
             'model.backbone.pruning.deploy=True, to train new ones load the file by init_cfg'
         )
-    where = f'{loading.prefix[:-1]}: ' if loading.prefix else ''
+    place = loading.prefix.replace(WRAPPED, '')[:-1]
+    where = f'{place}: ' if place else ''
     raise ValueError(f'{where}the checkpoint does not fit the CroprViT of the config ({listed}){hint}')
 
 
 def weights_of(checkpoint: Mapping[str, Any]) -> OrderedDict[str, Tensor]:
-    """The weights in a checkpoint of mmengine, without ``module.`` before their names, and the model's metadata."""
+    """The weights in a checkpoint of mmengine, without ``module.`` before their names, and the model's metadata.
+
+    Raises:
+        ValueError: ``state_dict`` in it is none.
+    """
     state = checkpoint.get('state_dict', checkpoint)
+    if not isinstance(state, Mapping):
+        raise ValueError(f'state_dict of the checkpoint is a {type(state).__name__}; a dict of tensors is expected')
     weights: OrderedDict[str, Tensor] = OrderedDict(
-        (re.sub(r'^module\.', '', name), value) for name, value in state.items() if isinstance(value, Tensor)
+        (remove_prefix(name, 'module.'), value)
+        for name, value in state.items()
+        if isinstance(name, str) and isinstance(value, Tensor)
     )
     metadata = getattr(state, '_metadata', None)
     if metadata is not None:
-        weights._metadata = {re.sub(r'^module\.', '', place): entry for place, entry in metadata.items()}  # type: ignore[attr-defined]
+        weights._metadata = {remove_prefix(place, 'module.'): entry for place, entry in metadata.items()}  # type: ignore[attr-defined]
     return weights

@@ -40,6 +40,7 @@ _CLASS_FUNCTIONS = {
 """Functions that mmengine saves, as getattr(class, name)."""
 _FUNCTIONS = [function for functions in _CLASS_FUNCTIONS.values() for function in functions.values()]
 _DTYPE = re.compile(r'b1|[iuf][1248]|f16|c(?:8|16)|[SU][0-9]{1,6}')
+_TENSORS = ('torch.Tensor', 'torch.nn.parameter.Parameter')
 _SCALARS = (str, bytes, int, float, bool, type(None))
 
 
@@ -114,9 +115,20 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, requires_grad: An
     return tensor.requires_grad_() if requires_grad and tensor.is_floating_point() else tensor
 
 
-def _parameter(data: Any, requires_grad: Any = True, hooks: Any = ()) -> nn.Parameter:
+def _parameter(data: Any, requires_grad: Any = True, hooks: Any = (), attributes: Any = None) -> nn.Parameter:
     _require(type(data) is Tensor and type(requires_grad) is bool and not hooks, 'a parameter', data, requires_grad)
     return nn.Parameter(data, requires_grad and data.is_floating_point())
+
+
+def _tensor_of_type(rebuild: Any, kind: Any, arguments: Any, attributes: Any) -> Tensor:
+    """A tensor with Python attributes, as FSDP's have; they are left out, as those of parameters are."""
+    known = isinstance(rebuild, Name) and _CALLS.get(rebuild.full) in (_tensor, _parameter)
+    _require(known and isinstance(kind, Name) and kind.full in _TENSORS, 'a tensor', rebuild, kind)
+    _require(type(arguments) is tuple, 'a tensor', arguments)
+    tensor = _CALLS[rebuild.full](*arguments)
+    if kind.full == 'torch.Tensor' or isinstance(tensor, nn.Parameter):
+        return tensor
+    return nn.Parameter(tensor.detach(), tensor.requires_grad)
 
 
 def _dtype(name: Any, *flags: Any) -> _Dtype:
@@ -190,6 +202,8 @@ _CALLS: dict[str, Callable[..., Any]] = {
     'torch._utils._rebuild_tensor': _tensor,
     'torch._utils._rebuild_tensor_v2': _tensor,
     'torch._utils._rebuild_parameter': _parameter,
+    'torch._utils._rebuild_parameter_with_state': _parameter,
+    'torch._tensor._rebuild_from_type_v2': _tensor_of_type,
     'torch.Size': _size,
     'torch.device': _device,
     'numpy.dtype': _dtype,
@@ -259,7 +273,7 @@ _BUILD: dict[type, Callable[[Any, Any], None]] = {
     np.ndarray: _build_array,
     _Dtype: _build_dtype,
 }
-_ARGUMENTS = {'numpy.ndarray', *_CLASS_FUNCTIONS}
+_ARGUMENTS = {'numpy.ndarray', *_TENSORS, *_CLASS_FUNCTIONS}
 """Names that are only arguments of those in _CALLS."""
 
 

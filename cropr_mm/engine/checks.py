@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from mmengine.config import Config
@@ -69,7 +69,7 @@ def _check_arguments(key: str, backbone: Mapping[str, Any]) -> None:
     kind = backbone['type'] if isinstance(backbone['type'], type) else CroprViT
     parameters = inspect.signature(kind).parameters.values()
     valid = [parameter.name for parameter in parameters]
-    unknown = sorted(set(backbone) - {'type', *valid})
+    unknown = sorted(set(backbone) - {'type', '_scope_', *valid})
     if unknown and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         raise ValueError(
             f'{key} has {", ".join(unknown)}, which CroprViT does not take. If that is from the backbone before, '
@@ -127,11 +127,16 @@ def sgd_warning(where: str, lr: Any) -> str:
 
 def warn_before_training(runner: Runner) -> None:
     """Log what :func:`label_warnings` and :func:`optimizer_warnings` find in a runner."""
-    model: Any = runner.model
-    while is_model_wrapper(model):
-        model = model.module
+    model = unwrap(runner.model)
     for message in (*label_warnings(model), *optimizer_warnings(model, runner.optim_wrapper)):
         runner.logger.warning(message)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model itself, without what distributes it."""
+    while is_model_wrapper(model):
+        model = cast(nn.Module, model.module)
+    return model
 
 
 def label_warnings(model: nn.Module) -> list[str]:

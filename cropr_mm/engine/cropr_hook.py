@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from ..checkpoint.state_dict import weights_of
 from ..models.vit import CroprViT
 from .bfloat16 import let_mmcv_take_bfloat16
-from .checks import warn_before_training
+from .checks import unwrap, warn_before_training
 from .curriculum import Curriculum
 from .retrofit import check_fits, check_start, check_wrapper, freeze_all_but_pruners, modules_to_evaluate, wrap_again
 
@@ -65,14 +64,14 @@ class CroprHook(Hook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         weights = weights_of(checkpoint)
         if runner._resume:
-            _check_size(_unwrap(runner.model), weights)
+            _check_size(unwrap(runner.model), weights)
         elif self.retrofit:
             check_wrapper(runner.model)
-            check_fits(_unwrap(runner.model), weights)
+            check_fits(unwrap(runner.model), weights)
 
     def before_train(self, runner: Runner) -> None:
         self.curriculum.check(runner)
-        model = _unwrap(runner.model)
+        model = unwrap(runner.model)
         self.attach(model)
         if self.retrofit:
             check_start(model, runner._has_loaded)
@@ -142,14 +141,8 @@ class CroprHook(Hook):
         return {**output, **losses}
 
 
-def _unwrap(model: nn.Module) -> nn.Module:
-    while is_model_wrapper(model):
-        model = cast(nn.Module, model.module)
-    return model
-
-
 def _check_size(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Position embeddings are resized as they load, what the optimizer keeps of them is not."""
+    """Positional embeddings are resized as they load, what the optimizer keeps of them is not."""
     for name, backbone in model.named_modules():
         if isinstance(backbone, CroprViT) and backbone.pos_embed is not None:
             found = weights.get(f'{name}.pos_embed'.lstrip('.'))

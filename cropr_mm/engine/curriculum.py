@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
+from ..config_types import is_number
+
 SHAPES: dict[str, Callable[[float], float]] = {
     'linear': lambda t: t,
     'cosine': lambda t: (1 - math.cos(math.pi * t)) / 2,  # slow at both ends
@@ -32,7 +34,7 @@ class Curriculum:
 
     def __init__(self, ramp: float = 0.5, begin: float = 0.0, shape: str = 'linear', by_epoch: bool = False) -> None:
         for key, value in (('ramp', ramp), ('begin', begin)):
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+            if not is_number(value) or not 0 <= value <= 1:
                 raise ValueError(f'CroprHook.{key}={value!r}; a share of the training between 0 and 1 is expected')
         if ramp + begin > 1:
             raise ValueError(

@@ -12,9 +12,9 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 from torch.distributed.fsdp.wrap import lambda_auto_wrap_policy
 
+from ..checkpoint.state_dict import WRAPPED
+from ..compat import remove_prefix
 from ..models.layers import Block
-
-WRAPPED = '_fsdp_wrapped_module.'
 
 
 @FUNCTIONS.register_module()
@@ -80,9 +80,17 @@ class CroprFSDPStrategy(FSDPStrategy):
         beside = {key: value for key, value in wrapper.state_dict().items() if key not in ('state', 'param_groups')}
         return {**FSDP.optim_state_dict(self.model, wrapper.optimizer), **beside}
 
+    def model_state_dict(self) -> dict[str, Any]:
+        state = super().model_state_dict()
+        metadata = getattr(state, '_metadata', None)
+        if metadata is not None:  # PyTorch takes FSDP's names out of those of weights alone
+            places = {place: f'{place}.'.replace(WRAPPED, '')[:-1] for place in metadata}
+            state._metadata = {places[place]: entry for place, entry in metadata.items()}
+        return state
+
     def load_model_state_dict(self, state_dict: dict[str, Any], *, strict: bool = False, **unused: Any) -> None:
         if all(name.startswith('module.') for name in state_dict):  # as FlexibleRunner saves under DDP
-            state_dict = {name[len('module.') :]: value for name, value in state_dict.items()}
+            state_dict = {remove_prefix(name, 'module.'): value for name, value in state_dict.items()}
         wrong = self.model.load_state_dict(state_dict, strict=strict)
         for what, names in (('missing', wrong.missing_keys), ('left over', wrong.unexpected_keys)):
             if names:

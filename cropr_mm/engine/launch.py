@@ -30,6 +30,7 @@ from torch import nn
 from ..checkpoint.deploy import load_every_parameter, read_checkpoint
 from ..checkpoint.read import check_checkpoint
 from ..config_types import is_type
+from .bfloat16 import let_mmcv_take_bfloat16
 from .checks import check_config
 
 _SHARDING = ('FSDPStrategy', 'CroprFSDPStrategy')
@@ -243,7 +244,9 @@ def build_runner(cfg: Config) -> Runner:
         _wrap_on_cpu(cfg)
     elif cfg.launcher == 'none' and sharded:
         cfg.strategy = ConfigDict(type='SingleDeviceStrategy')  # one process has nobody to share the weights with
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    let_mmcv_take_bfloat16()  # for models without a CroprHook
+    return runner
 
 
 def _end_processes() -> None:
@@ -286,6 +289,7 @@ def build_model(cfg: Config) -> nn.Module:
     for hook in cfg.get('custom_hooks') or ():
         if is_type(hook, 'OracleHook'):  # that selector reads the labels outside of a runner, too
             HOOKS.build(hook).attach(model)
+    let_mmcv_take_bfloat16()
     model.eval()  # not every model returns itself (knowledge distillation in mmdetection)
     return model
 

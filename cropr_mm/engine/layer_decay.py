@@ -12,6 +12,7 @@ from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm, _InstanceNorm
 from torch import nn
 
+from ..config_types import is_number
 from ..models.vit import CroprViT
 
 KEYS = ('layer_decay_rate', 'custom_keys')
@@ -46,18 +47,18 @@ class CroprLayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         super()._validate_cfg()
         for key in ('lr', 'weight_decay'):
             value = self.optimizer_cfg.get(key)
-            if not _is_number(value) or value < 0:
+            if not is_number(value) or value < 0:
                 raise ValueError(f'optim_wrapper.optimizer.{key}={value!r}; a number of 0 or more is expected')
         where = 'optim_wrapper.paramwise_cfg'
         unknown = sorted(set(self.paramwise_cfg) - set(KEYS))
         if unknown:
             raise ValueError(f'{where} has unknown keys {", ".join(unknown)}; valid are {", ".join(KEYS)}')
         rate = self.paramwise_cfg.get('layer_decay_rate')
-        if not _is_number(rate) or not 0 < rate <= 1:
+        if not is_number(rate) or not 0 < rate <= 1:
             raise ValueError(f'{where}.layer_decay_rate={rate!r}; a number above 0 and at most 1 is expected')
         for key, settings in self.paramwise_cfg.get('custom_keys', {}).items():
             if not isinstance(settings, dict) or not all(
-                _is_number(settings.get(mult, 1)) and settings.get(mult, 1) >= 0 for mult in ('lr_mult', 'decay_mult')
+                is_number(settings.get(mult, 1)) and settings.get(mult, 1) >= 0 for mult in ('lr_mult', 'decay_mult')
             ):
                 raise ValueError(
                     f'{where}.custom_keys.{key}={settings!r}; a dict is expected in which lr_mult and decay_mult are '
@@ -95,10 +96,6 @@ class CroprLayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         keys: dict[str, Any] = self.paramwise_cfg.get('custom_keys', {})
         matching = sorted((key for key in keys if key in name), key=lambda key: (-len(key), key))
         return keys[matching[0]] if matching else {}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _trainable(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:

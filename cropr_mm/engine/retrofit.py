@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import logging
 from collections.abc import Mapping
 
+from mmengine.logging import print_log
 from mmengine.model import MMSeparateDistributedDataParallel, is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
@@ -53,13 +55,22 @@ def check_start(model: nn.Module, loaded: bool) -> None:
     Raises:
         ValueError: neither that nor an ``init_cfg`` with a checkpoint, of the model or of its backbone.
     """
-    parts = [model, *(m for m in model.modules() if isinstance(m, CroprViT))]
+    parts: list[nn.Module] = [model, *(m for m in model.modules() if isinstance(m, CroprViT))]
     settings = [getattr(part, 'init_cfg', None) for part in parts]
     entries = [entry for part in settings for entry in (part if isinstance(part, (list, tuple)) else [part])]
     if not loaded and not any(is_type(entry, 'Pretrained', 'PretrainedInit') for entry in entries):
         raise ValueError(
             'CroprHook.retrofit=True, but no checkpoint gives the model its weights, and what is random would stay '
             'frozen; set load_from to a checkpoint of the same config with pruning=None'
+        )
+    inside = {p for part in parts[1:] for p in part.parameters()}
+    names = [name for name, parameter in model.named_parameters() if parameter not in inside]
+    if not loaded and names and not is_type(getattr(model, 'init_cfg', None), 'Pretrained', 'PretrainedInit'):
+        print_log(
+            'CroprHook.retrofit=True: init_cfg of the backbone gives it its weights, and what else the model has stays '
+            f'as it was built, and frozen ({shorten(names, 4)}); set load_from to a checkpoint of the whole model',
+            'current',
+            logging.WARNING,
         )
 
 

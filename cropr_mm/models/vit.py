@@ -142,6 +142,8 @@ class CroprViT(BaseModule):
         self.pruning_progress = 1.0
         self.prune_listeners: list[PruneListener] = []
         self.register_load_state_dict_post_hook(end_loading)
+        # None: as built; True: loaded or trained; False: as built, and a checkpoint of another backbone was loaded.
+        self.has_weights: bool | None = None
         self.scorers_are_new = False  # a checkpoint without scorers was loaded, and they have not trained since
         self.aux_is_read = False  # set by CroprHook, which reads the auxiliary losses of every step
         self._learns = False  # whether the last forward was a training step
@@ -251,12 +253,8 @@ class CroprViT(BaseModule):
         modules = self._leaving(grid)
         pruned = any(count for _, count in modules.values())
         handicap = self._handicap(images) if pruned else images.new_empty(0)
-        if pruned and self.scorers_are_new and not self.training:
-            raise RuntimeError(
-                'CroprViT: the checkpoint that was loaded has no scorers, and they have not trained since, so that '
-                'chance would prune. Load a checkpoint of the pruned model, train the scorers '
-                '(CroprHook, retrofit=True for them alone), or set pruning=None'
-            )
+        if not self.training:
+            self._check_weights(pruned)
         learning = self.training and torch.is_grad_enabled()
         self._start_auxiliary(learning)
         for i in range(self.out_indices[-1] + 1):
@@ -281,6 +279,20 @@ class CroprViT(BaseModule):
                 geometry.select(tokens.position)
             self._tell(module, i, tokens, removed)
         return tuple(levels)
+
+    def _check_weights(self, pruned: bool) -> None:
+        """Raise RuntimeError where an evaluation would be one of random weights although a checkpoint was loaded."""
+        if self.has_weights is False:
+            raise RuntimeError(
+                'CroprViT: the checkpoint that was loaded is of another backbone, and this one has not trained, so '
+                'that its outputs would be random. Load a checkpoint of this model'
+            )
+        if pruned and self.scorers_are_new:
+            raise RuntimeError(
+                'CroprViT: the checkpoint that was loaded has no scorers, and they have not trained since, so that '
+                'chance would prune. Load a checkpoint of the pruned model, train the scorers '
+                '(CroprHook, retrofit=True for them alone), or set pruning=None'
+            )
 
     def _embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != self.in_channels:
@@ -404,7 +416,7 @@ class CroprViT(BaseModule):
                 f'nothing. {advice}, or add backbone.aux_losses(data_samples) to your loss after each forward. A '
                 'pruner without parameters (RandomPruner) needs neither.'
             )
-        self.scorers_are_new = False
+        self.has_weights, self.scorers_are_new = True, False
         self._auxiliary.start([self._pruner(module) for module in range(len(self.pruners))])
 
     def aux_losses(self, data_samples: Sequence[Any]) -> dict[str, Tensor]:

@@ -16,11 +16,6 @@ from torch import Tensor
 from ..compat import is_compiling
 from ..tokens import row_numbers, take_numbered
 
-try:  # Here and not where it is called: once imported, PyTorch counts what it computes.
-    from torch.nn.attention.varlen import varlen_attn  # since PyTorch 2.10
-except ImportError:  # before PyTorch 2.10
-    varlen_attn = None  # type: ignore[assignment]
-
 
 def window_numbers(grid: tuple[int, int], size: int, device: torch.device | str = 'cpu') -> Tensor:
     """(N,) int64: the window that each patch of a grid lies in, in raster order; windows count in raster order too.
@@ -153,7 +148,13 @@ def _sequence_kernel(q: Tensor) -> Kernel | None:
     if q.device.type == 'cpu':
         # A loop, whose shapes depend on the data: nothing that a compiler could see one graph in.
         return None if is_compiling() or torch.jit.is_tracing() else attend_sequences
-    return varlen_attn if _flash_attention_fits(q) else None
+    if not _flash_attention_fits(q):
+        return None
+    try:
+        from torch.nn.attention.varlen import varlen_attn  # since PyTorch 2.10, and slow to import
+    except ImportError:
+        return None
+    return varlen_attn
 
 
 def _flash_attention_fits(q: Tensor) -> bool:

@@ -121,7 +121,7 @@ def test_parts_of_a_backbone_by_itself():
 def test_a_call_that_fails_leaves_the_model_as_it_was():
     model = small_vit().eval()
     names = set(vars(model))
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match=r'images of shape'):
         time_parts(model, lambda: model(torch.randn(2, 5, 24, 24)))
     assert set(vars(model)) == names
 

@@ -59,5 +59,5 @@ def test_what_is_wrong_is_named():
         with pytest.raises(ValueError, match=rf'selector {wrong}; name:key=value'):
             build_variants(lambda p: small_vit(pruning=p), PRUNING, [wrong])
     norms = iter([True, False])
-    with pytest.raises(ValueError, match=r'differ in more than their pruners: norm.weight'):
+    with pytest.raises(ValueError, match=r'does not fit the CroprViT of the config \(left over: norm.weight'):
         build_variants(lambda p: small_vit(pruning=p, final_norm=next(norms)), PRUNING)

@@ -183,6 +183,15 @@ def programs(proof: Path) -> Iterator[tuple[str, bytes]]:
     yield 'sparse', call('torch._utils._rebuild_sparse_tensor', value(1), group(tensor(), tensor(), value((1,))))
     yield 'meta', call('torch._utils._rebuild_meta_tensor_no_storage', value(1))
     yield 'from type', call('torch._tensor._rebuild_from_type_v2', name('os.system'), name('os.system'), touch, b'}')
+    rebuild = name('torch._utils._rebuild_tensor_v2')
+    yield (
+        'from type of a module',
+        call('torch._tensor._rebuild_from_type_v2', rebuild, name('torch.nn.Linear'), b')', b'}'),
+    )
+    yield (
+        'from type by another',
+        call('torch._tensor._rebuild_from_type_v2', name('torch.Size'), name('torch.Tensor'), b')', b'}'),
+    )
     yield 'module', new('torch.nn.modules.linear.Linear')
     yield 'parameter of text', call('torch._utils._rebuild_parameter', value('x'), value(True), mapping({}))
     yield 'size of text', call('torch.Size', value(['x']))

@@ -144,7 +144,9 @@ def test_tensors_come_back_as_they_were(tmp_path, legacy, kind):
     whole = torch.arange(12).reshape(3, 4).to(kind)
     parameter = torch.nn.Parameter(torch.randn(3))
     tensors = [whole, whole.t(), whole[1:, ::2], whole[:0], whole[:1].expand(5, 4), torch.tensor(3.0)]
-    state = OrderedDict(a=parameter, b=torch.randn(2, requires_grad=True))
+    marked, tuned = torch.randn(2), torch.nn.Parameter(torch.randn(2), requires_grad=False)
+    marked.note = tuned.note = 'an attribute, as those of FSDP have'
+    state = OrderedDict(a=parameter, b=torch.randn(2, requires_grad=True), c=marked, d=tuned)
     state._metadata = OrderedDict([('', dict(version=1))])
     file = tmp_path / 'a.pth'
     torch.save(dict(tensors=tensors, state=state, dtype=kind), file, _use_new_zipfile_serialization=not legacy)
@@ -152,12 +154,14 @@ def test_tensors_come_back_as_they_were(tmp_path, legacy, kind):
         loaded = load_file(source)
         assert all(torch.equal(a, b) and a.stride() == b.stride() for a, b in zip(tensors, loaded['tensors']))
         assert type(loaded['state']['a']) is torch.nn.Parameter and loaded['state']['b'].requires_grad
+        assert torch.equal(loaded['state']['c'], marked) and type(loaded['state']['d']) is torch.nn.Parameter
+        assert torch.equal(loaded['state']['d'], tuned) and not loaded['state']['d'].requires_grad
         assert loaded['state']._metadata == state._metadata and loaded['dtype'] is kind
         assert loaded['tensors'][0].data_ptr() == loaded['tensors'][1].data_ptr()  # still one storage
 
 
 RESTRICTED = """
-import sys, torch, mmengine.runner  # which lets torch import parts that allow what they save
+import sys, torch, torch._dynamo, mmengine.runner  # parts of torch allow what they save when they are imported
 allowed = getattr(torch.serialization, 'get_safe_globals', list)
 before, load = list(allowed()), torch.load
 import cropr_mm

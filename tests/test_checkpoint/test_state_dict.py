@@ -3,12 +3,16 @@
 import pytest
 import torch
 from helpers import cropr, small_vit
+from mmengine._strategy import FSDPStrategy
 from mmengine.runner.checkpoint import load_checkpoint, load_state_dict
 from torch import nn
+from torch.distributed.fsdp import FullStateDictConfig, StateDictType
+from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 
 from cropr_mm.checkpoint import resize_position_embedding
 from cropr_mm.checkpoint.deploy import load_every_parameter, read_checkpoint
 from cropr_mm.checkpoint.state_dict import weights_of
+from cropr_mm.engine import CroprFSDPStrategy, wrap_vit_blocks
 
 PRUNING = dict(pruner=cropr(), rate=8)
 PATCHES = dict(pruner=cropr('PatchSegAuxHead'), rate=8)
@@ -182,3 +186,89 @@ def test_our_tools_refuse_a_model_that_stays_random(tmp_path):
 def test_metadata_comes_along():
     state = small_vit(img_size=(12, 48)).state_dict()
     assert weights_of(dict(state_dict=state, meta={}))._metadata['']['grid'] == (3, 12)
+
+
+def test_scorers_alone_are_loaded():
+    trained, model = Segmentor(pruning=PRUNING), Segmentor(pruning=PRUNING)
+    before = model.backbone.blocks[0].mlp.fc1.weight.clone()
+    model.backbone.scorers_are_new = True
+    scorers = {name: value for name, value in trained.state_dict().items() if '.pruners.' in name}
+    load_state_dict(model, scorers)
+    assert torch.equal(model.backbone.pruners[2].queries, trained.backbone.pruners[2].queries)
+    assert torch.equal(model.backbone.blocks[0].mlp.fc1.weight, before) and not model.backbone.scorers_are_new
+    del scorers['backbone.pruners.1.queries']
+    with pytest.raises(ValueError, match=r'does not fit the CroprViT of the config \(missing: pruners.1.queries\)'):
+        load_state_dict(model, scorers)
+
+
+def test_a_model_that_another_backbones_checkpoint_left_random_predicts_nothing():
+    foreign = {'backbone.layer1.weight': torch.zeros(1), 'backbone.cls_token': torch.zeros(1, 1, 16)}
+    model, images = Segmentor(), torch.randn(1, 3, 24, 24)
+    load_state_dict(model, {'head.weight': torch.zeros(3, 16)})
+    model.eval().backbone(images)  # nobody meant that one for the backbone
+    load_state_dict(model, foreign)
+    with pytest.raises(RuntimeError, match='is of another backbone, and this one has not trained'):
+        model.backbone(images)
+    model.train().backbone(images)
+    model.eval().backbone(images)
+    loaded = Segmentor()
+    loaded.load_state_dict(model.state_dict())
+    load_state_dict(loaded, foreign)
+    loaded.eval().backbone(images)
+
+
+@pytest.mark.parametrize(
+    'content, words',
+    [
+        (dict(state_dict=[1]), 'state_dict of the checkpoint is a list; a dict of tensors is expected'),
+        ({1: torch.zeros(1)}, 'holds no weights'),
+        ([torch.zeros(1)], 'holds list; a dict of tensors'),
+    ],
+)
+def test_files_of_another_shape_are_named(content, words, tmp_path):
+    torch.save(content, tmp_path / 'w.pth')
+    with pytest.raises(ValueError, match=rf'w.pth: {words}'):
+        read_checkpoint(str(tmp_path / 'w.pth'))
+
+
+def test_what_a_file_has_beside_weights_may_be_of_any_kind(tmp_path):
+    torch.save(dict(state_dict=dict(a=torch.ones(1)), meta=5, ema_state_dict=[1]), tmp_path / 'w.pth')
+    weights, meta = read_checkpoint(str(tmp_path / 'w.pth'))
+    assert list(weights) == ['a'] and meta == {}
+    with pytest.raises(ValueError, match=r'w.pth: holds no moving average'):
+        read_checkpoint(str(tmp_path / 'w.pth'), ema=False)
+
+
+@pytest.fixture
+def sharded():
+    """Under FSDP, whose names some of PyTorch's lists have and others do not."""
+    torch.distributed.init_process_group('gloo', store=torch.distributed.HashStore(), rank=0, world_size=1)
+    settings = dict(auto_wrap_policy=wrap_vit_blocks, use_orig_params=True, device_id=torch.device('cpu'))
+    model = FSDP(Segmentor(pruning=PRUNING), **settings)
+    FSDP.set_state_dict_type(
+        model, StateDictType.FULL_STATE_DICT, state_dict_config=FullStateDictConfig(offload_to_cpu=False)
+    )
+    yield model
+    torch.distributed.destroy_process_group()
+
+
+def test_a_sharded_model_takes_a_dense_checkpoint_and_names_what_lacks(sharded):
+    dense = Segmentor()
+    sharded.load_state_dict(dense.state_dict(), strict=False)
+    assert sharded.module.backbone.scorers_are_new
+    with FSDP.summon_full_params(sharded):
+        assert torch.equal(sharded.module.backbone.norm.weight, dense.backbone.norm.weight)
+    for name, words in (
+        ('blocks.2.mlp.fc1.bias', r'missing: blocks.2.mlp.fc1.bias'),
+        ('norm.bias', 'missing: norm.bias'),
+    ):
+        state = dense.state_dict()
+        del state[f'backbone.{name}']
+        with pytest.raises(ValueError, match=rf'^backbone: the checkpoint does not fit .*\({words}\)'):
+            sharded.load_state_dict(state, strict=False)
+
+
+def test_a_sharded_models_file_has_its_grid(sharded, monkeypatch):
+    monkeypatch.setattr(FSDPStrategy, 'model_state_dict', lambda self: sharded.state_dict())
+    state = CroprFSDPStrategy.model_state_dict(CroprFSDPStrategy.__new__(CroprFSDPStrategy))
+    assert state._metadata['backbone']['grid'] == (6, 6) and '' in state._metadata

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 import torch.distributed as dist
-from helpers import cropr, small_vit
+from helpers import cropr, shards_on_a_cpu, small_vit
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 from torch.distributed.fsdp import MixedPrecision
 
@@ -100,6 +100,7 @@ def process_group(tmp_path):
     dist.destroy_process_group()
 
 
+@shards_on_a_cpu
 @pytest.mark.parametrize('window_size', [None, 3])
 @pytest.mark.parametrize('family', ['eva02', 'dinov3'])
 def test_sharding_in_mixed_precision_rounds_no_angles(process_group, family, window_size):

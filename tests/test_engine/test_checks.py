@@ -73,6 +73,7 @@ class Wide(CroprViT):
         dict(pretrained=None, decode_head=dict(in_index=[0, 1, 2, 3]), auxiliary_head=dict(in_index=-1)),
         dict(backbone=dict(type='ResNet', depth=50), pretrained='torchvision://resnet50', neck=dict(type='FPN')),
         dict(backbone=dict(BACKBONE, type=Wide, depth=3)),
+        dict(backbone=dict(BACKBONE, _scope_='mmseg')),  # a key of mmengine's registries
         dict(backbone=dict(BACKBONE, out_indices=(2, 5)), neck=REINSERTION, decode_head=dict(in_index=1)),
         dict(neck=[REINSERTION, dict(type='Mine')], decode_head=dict(in_index=7)),
         dict(neck=[dict(type='Mine'), dict(PYRAMID, in_stride=16)], decode_head=[dict(num_classes=3)]),

@@ -461,8 +461,10 @@ def test_retrofit_may_start_from_the_weights_of_init_cfg(tmp_path):
     torch.save(small_vit().state_dict(), tmp_path / 'w.pth')
     settings = dict(type='Pretrained', checkpoint=str(tmp_path / 'w.pth'))
     model = Segmentor(backbone=small_vit(pruning=PRUNING, init_cfg=settings))
-    train(tmp_path, by_epoch=False, model=model, hook=dict(retrofit=True))
+    runner, _ = train(tmp_path, by_epoch=False, model=model, hook=dict(retrofit=True), log_level='INFO')
     assert torch.equal(model.backbone.pos_embed, torch.load(tmp_path / 'w.pth')['pos_embed'])
+    log = (Path(runner.log_dir) / f'{runner.timestamp}.log').read_text()
+    assert 'what else the model has stays as it was built, and frozen (head.weight, head.bias)' in log
 
 
 def test_retrofit_says_how_much_trains(tmp_path):

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from helpers import shards_on_a_cpu
 from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
 
@@ -98,6 +99,7 @@ def assert_close(a, b):
         torch.testing.assert_close(a[key], b[key], rtol=1e-4, atol=1e-5, msg=lambda m, k=key: f'{k}: {m}')
 
 
+@shards_on_a_cpu
 @pytest.mark.slow
 @pytest.mark.parametrize('accumulate', [1, 2])
 def test_sharded_training_takes_the_steps_of_ddp(train, accumulate):
@@ -120,6 +122,7 @@ def test_sharded_training_takes_the_steps_of_ddp(train, accumulate):
     assert last < initial - 1, 'the model has hardly moved, so the comparison says little'
 
 
+@shards_on_a_cpu
 @pytest.mark.slow
 def test_sharded_training_in_half_precision(train):
     pytest.importorskip('mmseg')
@@ -143,6 +146,7 @@ def test_sharding_needs_the_original_parameters():
         CroprFSDPStrategy(model_wrapper=dict(use_orig_params=False))
 
 
+@shards_on_a_cpu
 @pytest.mark.slow
 def test_sharded_training_resumes(train, run_tool, data_folder, monkeypatch):
     pytest.importorskip('mmseg')

@@ -6,10 +6,12 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
+from mmengine.runner import Runner
 
 from cropr_mm.analysis.oracle import OracleHook
 from cropr_mm.engine.launch import (
     build_model,
+    build_runner,
     check_data,
     check_weights,
     load_config,
@@ -154,6 +156,15 @@ def test_a_data_preprocessor_beside_the_model_joins_it():
     assert isinstance(build_model(Config(dict(model=model, data_preprocessor=beside))).given, dict)
     own = dict(model, data_preprocessor=dict(own=True))
     assert build_model(Config(dict(model=own, data_preprocessor=beside))).given == dict(own=True)
+
+
+def test_models_without_the_hook_compute_bfloat16_too(monkeypatch):
+    asked = []
+    monkeypatch.setattr('cropr_mm.engine.launch.let_mmcv_take_bfloat16', lambda: asked.append(True))
+    monkeypatch.setattr(Runner, 'from_cfg', lambda cfg: cfg)
+    build_model(Config(dict(model=dict(type='ToyModelForLaunch'))))
+    build_runner(Config(dict(launcher='none')))
+    assert asked == [True, True]
 
 
 @MODELS.register_module()

@@ -135,10 +135,12 @@ def det_batch(cfg: Config, entry: Entry) -> dict[str, Any]:
         boxes = torch.tensor([[0.06, 0.06, 0.5, 0.55], [0.4, 0.25, 0.95, 0.7], [0.55, 0.08, 0.8, 0.3]]) * side
         found = InstanceData(bboxes=HorizontalBoxes(boxes), labels=torch.randint(classes, (3,)))
         masks = PolygonMasks([[_ellipse(box)] for box in boxes.numpy()], height, side)
+        bitmap = masks.to_bitmap()
+        bitmap.masks = bitmap.masks.astype('uint8')  # as annotations load them; OpenCV 4 pads nothing else
         sample = DetDataSample(metainfo=meta(height, side, side), gt_instances=found)
         sample.ignored_instances = InstanceData(bboxes=HorizontalBoxes(torch.zeros(0, 4)), labels=torch.zeros(0).long())
         if 'with_mask=True' in text or 'LoadPanopticAnnotations' in text:
-            found.masks = masks if 'poly2mask=False' in text else masks.to_bitmap()
+            found.masks = masks if 'poly2mask=False' in text else bitmap
         if 'with_seg=True' in text or 'LoadPanopticAnnotations' in text:
             label = torch.full((1, height, side), classes, dtype=torch.uint8)  # two kinds of stuff, things on top
             label[:, : height // 2] += 1

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import liven
+from helpers import exports_open_sizes, liven
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -218,6 +218,7 @@ def test_an_image_of_one_colour_has_a_first_patch(value):
     assert not padding_patches(images, 4)[0, 0] and padding_patches(images, 4).shape == (1, 4)
 
 
+@exports_open_sizes
 def test_padding_is_found_at_other_sizes_after_export():
     class Padding(torch.nn.Module):
         def forward(self, images):

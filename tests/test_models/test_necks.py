@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import cropr, small_vit
+from helpers import PYTORCH_2_1, cropr, small_vit
 from mmengine.registry import MODELS
 from torch import nn
 
@@ -185,6 +185,7 @@ def test_a_pyramid_for_other_patches_is_an_error_that_says_what_to_write(pyramid
     assert neck(model(images))[0].shape[-1] == 6
 
 
+@pytest.mark.skipif(PYTORCH_2_1, reason='PyTorch 2.1 makes no graph of a whole pruned model')
 def test_the_stride_stays_out_of_graphs():
     """Tracing and export of backbone and neck together, where nothing can be noted on a tensor."""
     neck = [dict(type='TokenReinsertion'), dict(PYRAMIDS[0], in_stride=4)]

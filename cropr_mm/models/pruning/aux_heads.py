@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from ...config_types import check_integer, is_number
 from .targets import for_batch, image_class, image_classes, patch_labels, square_classes
 
 
@@ -25,9 +26,7 @@ class BaseAuxHead(nn.Module):
 
     def __init__(self, num_classes: int, embed_dim: int, num_queries: int, ignore_index: int = 255) -> None:
         super().__init__()
-        if not isinstance(num_classes, int) or num_classes < 1:
-            raise ValueError(f'aux_head.num_classes={num_classes!r}; a positive integer is expected')
-        self.num_classes = num_classes
+        self.num_classes = check_integer('aux_head.num_classes', num_classes)
         self.num_queries = num_queries
         self.ignore_index = ignore_index
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
@@ -80,8 +79,7 @@ class PatchSegAuxHead(BaseAuxHead):
         ignore_index: int = 255,
         query_stride: int = 1,
     ) -> None:
-        if isinstance(query_stride, bool) or not isinstance(query_stride, int) or query_stride < 1:
-            raise ValueError(f'aux_head.query_stride={query_stride!r}; a positive integer is expected')
+        check_integer('aux_head.query_stride', query_stride)
         queries = (-(-grid[0] // query_stride), -(-grid[1] // query_stride))
         super().__init__(num_classes, embed_dim, queries[0] * queries[1], ignore_index)
         self.query_stride = query_stride
@@ -156,11 +154,7 @@ class ClsAuxHead(BaseAuxHead):
         ignore_index: int = -100,
     ) -> None:
         super().__init__(num_classes, embed_dim, 1, ignore_index)
-        if (
-            isinstance(label_smoothing, bool)
-            or not isinstance(label_smoothing, (int, float))
-            or not 0 <= label_smoothing < 1
-        ):
+        if not is_number(label_smoothing) or not 0 <= label_smoothing < 1:
             raise ValueError(f'aux_head.label_smoothing={label_smoothing!r}; a share from 0 to below 1 is expected')
         self.label_smoothing = float(label_smoothing)
 

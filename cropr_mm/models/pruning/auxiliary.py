@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ...config_types import is_number
 from .base import BasePruner
 from .targets import Batch
 
@@ -39,7 +40,7 @@ class Auxiliary:
     """
 
     def __init__(self, share: float = 1.0, recompute: bool = False) -> None:
-        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
+        if not is_number(share) or not 0 < share <= 1:
             raise ValueError(f'pruning.aux_share={share!r}; a share above 0 and at most 1 is expected')
         self.share, self.recompute = float(share), bool(recompute)
         self._lessons: list[_Lesson] = []

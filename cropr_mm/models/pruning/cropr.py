@@ -11,6 +11,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ...compat import autocast_dtype
+from ...config_types import is_integer
 from ..layers import Mlp, init_vit_weights
 from .base import BasePruner
 
@@ -68,7 +69,7 @@ class CroprPruner(BasePruner):
                 f'pruning.pruner.aux_head={aux_head!r}; a config with a type is expected, such as '
                 "dict(type='MultiLabelAuxHead', num_classes=80)"
             )
-        if isinstance(num_heads, bool) or not isinstance(num_heads, int) or num_heads < 1 or embed_dim % num_heads:
+        if not is_integer(num_heads) or num_heads < 1 or embed_dim % num_heads:
             raise ValueError(f'pruning.pruner.num_heads={num_heads!r}; a divisor of {embed_dim} channels is expected')
         self.num_heads, self.pre_norm = num_heads, pre_norm
         self.stop_gradient, self.reverse = stop_gradient, reverse
@@ -169,7 +170,7 @@ def _dot(vector: Tensor, x: Tensor) -> Tensor:
 def sums_in_float32(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether a matrix product of half precision can be had in float32 there (PyTorch 2.8 or newer, on CUDA).
 
-    Known without trying, as what tries under a mode that counts operations hears of the mode, not of the device.
+    Decided without a trial, which would fail under a mode that counts operations, whatever the device can do.
     """
     if device.type != 'cuda' or torch.version.hip is not None or 'dtype' not in torch.ops.aten.bmm.overloads():
         return False

@@ -246,7 +246,7 @@ def _padded_label_map(
     label = label_map(sample, who, needs)[0].long()
     check_classes(label, num_classes, ignore_index, who)
     pad_h, pad_w = grid[0] * patch_size - label.shape[0], grid[1] * patch_size - label.shape[1]
-    if min(pad_h, pad_w) <= -patch_size:
+    if min(pad_h, pad_w) < 0:
         raise ValueError(
             f'{who}: gt_sem_seg has {label.shape[0]} × {label.shape[1]} pixels, the image at most '
             f'{grid[0] * patch_size} × {grid[1] * patch_size}; label maps of the size of the image are expected'

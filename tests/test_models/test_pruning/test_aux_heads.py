@@ -149,7 +149,7 @@ def test_a_sample_without_labels_is_named(head, needs):
         head.loss(torch.zeros(1, head.num_queries, 3), [sample], GRID)
 
 
-@pytest.mark.parametrize('classes', [0, -1, 2.0])
+@pytest.mark.parametrize('classes', [0, -1, 2.0, True])
 def test_a_head_needs_classes(classes):
     with pytest.raises(ValueError, match=f'aux_head.num_classes={classes}; a positive integer'):
         MultiLabelAuxHead(classes, 8, GRID, 4)

@@ -159,7 +159,7 @@ def test_all_modules_share_the_targets_of_a_step_and_no_two_steps_do(monkeypatch
     assert losses[0]['loss_aux'] != losses[1]['loss_aux']
 
 
-@pytest.mark.parametrize('size', [(16, 16), (12, 20), (24, 32)])
+@pytest.mark.parametrize('size', [(16, 16), (12, 20), (24, 32), (13, 16), (12, 17)])
 def test_a_label_map_larger_than_the_image_is_refused(size):
     sample = seg_sample(torch.zeros(size, dtype=torch.long))
     words = f'gt_sem_seg has {size[0]} × {size[1]} pixels, the image at most 12 × 16; label maps of the size of'
