@@ -77,7 +77,7 @@ def _is_count(value: Any) -> bool:
 def _is_history(value: Any) -> bool:
     arrays = [vars(value).get(key) for key in ('_log_history', '_count_history')]
     numbers = all(type(a) is np.ndarray and a.ndim == 1 and a.dtype.kind in 'biuf' for a in arrays)
-    return numbers and len(arrays[0]) == len(arrays[1])  # type: ignore[arg-type]
+    return numbers and len(arrays[0]) == len(arrays[1])
 
 
 def _check_key(key: Any) -> Any:
