@@ -5,6 +5,7 @@ Importing the package registers everything in mmengine's root registries:
 """
 
 from .checkpoint.read import protect_mmengine
+from .compat import let_mmengine_find_mmseg
 from .engine import CroprHook, CroprLayerDecayOptimWrapperConstructor
 from .models import (
     AttentionPruner,
@@ -28,6 +29,7 @@ from .tokens import SparseFeature
 from .version import __version__
 
 protect_mmengine()
+let_mmengine_find_mmseg()
 
 __all__ = [
     'AttentionPruner',

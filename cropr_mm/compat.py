@@ -1,10 +1,13 @@
-"""What the supported versions of Python (3.8 and newer) and PyTorch (2.1 and newer) call differently."""
+"""What the supported versions of Python (3.8 and newer), PyTorch (2.1 and newer) and mmengine call differently."""
 
 from __future__ import annotations
 
+from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import find_spec
 from typing import Any
 
 import torch
+from mmengine.config.utils import MODULE2PACKAGE
 
 
 def remove_prefix(text: str, prefix: str) -> str:
@@ -30,3 +33,16 @@ def autocast_dtype(device_type: str) -> torch.dtype | None:
 def start_of(event: Any) -> int:
     """When an event of the profiler began, in nanoseconds, or as older versions of PyTorch count, in microseconds."""
     return event.start_ns() if hasattr(event, 'start_ns') else event.start_us()
+
+
+def let_mmengine_find_mmseg() -> None:
+    """Let configs inherit from ``mmseg::…`` with OneDL's packages, too.
+
+    mmengine looks for them in the distribution mmsegmentation, also OneDL's mmengine, which has it under another name.
+    The module mmseg is there with either.
+    """
+    try:
+        distribution('mmsegmentation')
+    except PackageNotFoundError:
+        if find_spec('mmseg') is not None:
+            MODULE2PACKAGE['mmseg'] = 'mmseg'

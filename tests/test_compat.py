@@ -46,3 +46,17 @@ def test_events_have_a_beginning_in_every_version():
 def test_only_a_prefix_is_removed():
     assert compat.remove_prefix('module.a.module.', 'module.') == 'a.module.'
     assert compat.remove_prefix('a.module.b', 'module.') == 'a.module.b'
+
+
+@pytest.mark.parametrize('named', [True, False])
+def test_mmseg_is_found_under_whatever_name_it_was_installed(monkeypatch, named):
+    def distribution(name):
+        if not named:
+            raise compat.PackageNotFoundError(name)
+
+    known = dict(mmseg='mmsegmentation')
+    monkeypatch.setattr(compat, 'MODULE2PACKAGE', known)
+    monkeypatch.setattr(compat, 'distribution', distribution)
+    monkeypatch.setattr(compat, 'find_spec', lambda name: name == 'mmseg' or None)
+    compat.let_mmengine_find_mmseg()
+    assert known == dict(mmseg='mmsegmentation' if named else 'mmseg')
