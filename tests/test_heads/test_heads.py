@@ -7,6 +7,7 @@ from pathlib import Path
 import parity
 import pytest
 import torch
+from helpers import PYTORCH_2_1
 
 from cropr_mm import CroprHook
 from cropr_mm.engine.launch import build_model
@@ -45,6 +46,8 @@ def run_once(library, configs, folder, entry):
 
 @pytest.mark.parametrize('folder', SEG)
 def test_mmseg(folder):
+    if folder == 'dnlnet' and PYTORCH_2_1:
+        pytest.skip('DNLHead by itself cannot train there: it changes what its gradient needs')
     result = run('mmseg', folder, SEG[folder])
     if result is not None:
         side = SEG[folder].side
