@@ -4,8 +4,9 @@ import csv
 import json
 
 import pytest
-import torch
 from parity import import_mmpretrain
+
+from cropr_mm.checkpoint.read import load_file
 
 from .conftest import ROOT, few_iterations
 
@@ -19,7 +20,7 @@ def test_train_test_sweep_and_deploy(run_tool, tmp_path, monkeypatch):
     few = few_iterations(2, extra=[f'{key}_dataloader.dataset.count=6' for key in ('train', 'val', 'test')])
     run_tool('train', CONFIG, '--work-dir', 'run', *few)
     checkpoint = tmp_path / 'run' / 'iter_2.pth'
-    hub = torch.load(checkpoint)['message_hub']['log_scalars']
+    hub = load_file(str(checkpoint))['message_hub']['log_scalars']
     assert all(len(hub[f'train/{name}'].data[0]) == 2 for name in ('loss', 'cropr.loss_aux', 'cropr.aux.5'))
 
     run_tool('sweep_rates', CONFIG, checkpoint, '--rates', 20, '--rounds', 1, '--out', 'sweep', *few)

@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 
-import cropr_mm  # noqa: F401  (lets torch.load read mmengine's checkpoints)
+from cropr_mm.checkpoint.read import load_file
 
 from .conftest import CONFIGS, ROOT, few_iterations
 
@@ -28,7 +28,7 @@ def environment():
 
 
 def weights(file):
-    return torch.load(file, map_location='cpu')['state_dict']
+    return load_file(str(file))['state_dict']
 
 
 @pytest.mark.slow
@@ -53,7 +53,7 @@ def test_killed_and_resumed_ends_where_an_uninterrupted_run_ends(data_folder):
     assert whole.wait() == 0
     assert 'resumed epoch: 0, iter: ' in (data_folder / 'killed.log').read_text()
 
-    first, second = (torch.load(data_folder / name / 'iter_24.pth') for name in ('whole', 'killed'))
+    first, second = (load_file(str(data_folder / name / 'iter_24.pth')) for name in ('whole', 'killed'))
     assert any(key.startswith('backbone.pruners.5.aux_head') for key in first['state_dict'])
     for part in ('state_dict', 'optimizer'):
         assert_equal(first[part], second[part], part)
