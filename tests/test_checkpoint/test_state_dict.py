@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import cropr, small_vit
+from helpers import cropr, shards_on_a_cpu, small_vit
 from mmengine._strategy import FSDPStrategy
 from mmengine.runner.checkpoint import load_checkpoint, load_state_dict
 from torch import nn
@@ -252,6 +252,7 @@ def sharded():
     torch.distributed.destroy_process_group()
 
 
+@shards_on_a_cpu
 def test_a_sharded_model_takes_a_dense_checkpoint_and_names_what_lacks(sharded):
     dense = Segmentor()
     sharded.load_state_dict(dense.state_dict(), strict=False)
@@ -268,6 +269,7 @@ def test_a_sharded_model_takes_a_dense_checkpoint_and_names_what_lacks(sharded):
             sharded.load_state_dict(state, strict=False)
 
 
+@shards_on_a_cpu
 def test_a_sharded_models_file_has_its_grid(sharded, monkeypatch):
     monkeypatch.setattr(FSDPStrategy, 'model_state_dict', lambda self: sharded.state_dict())
     state = CroprFSDPStrategy.model_state_dict(CroprFSDPStrategy.__new__(CroprFSDPStrategy))
