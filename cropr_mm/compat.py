@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, distribution
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -41,8 +41,6 @@ def let_mmengine_find_mmseg() -> None:
     mmengine looks for them in the distribution mmsegmentation, also OneDL's mmengine, which has it under another name.
     The module mmseg is there with either.
     """
-    try:
-        distribution('mmsegmentation')
-    except PackageNotFoundError:
-        if find_spec('mmseg') is not None:
-            MODULE2PACKAGE['mmseg'] = 'mmseg'
+    with suppress(PackageNotFoundError):
+        distribution('onedl-mmsegmentation')
+        MODULE2PACKAGE['mmseg'] = 'mmseg'

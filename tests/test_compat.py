@@ -48,15 +48,16 @@ def test_only_a_prefix_is_removed():
     assert compat.remove_prefix('a.module.b', 'module.') == 'a.module.b'
 
 
-@pytest.mark.parametrize('named', [True, False])
-def test_mmseg_is_found_under_whatever_name_it_was_installed(monkeypatch, named):
+@pytest.mark.parametrize(
+    'package, looked_for', [('mmsegmentation', 'mmsegmentation'), ('onedl-mmsegmentation', 'mmseg')]
+)
+def test_mmseg_is_found_under_whatever_name_it_was_installed(monkeypatch, package, looked_for):
     def distribution(name):
-        if not named:
+        if name != package:
             raise compat.PackageNotFoundError(name)
 
     known = dict(mmseg='mmsegmentation')
     monkeypatch.setattr(compat, 'MODULE2PACKAGE', known)
     monkeypatch.setattr(compat, 'distribution', distribution)
-    monkeypatch.setattr(compat, 'find_spec', lambda name: name == 'mmseg' or None)
     compat.let_mmengine_find_mmseg()
-    assert known == dict(mmseg='mmsegmentation' if named else 'mmseg')
+    assert known == dict(mmseg=looked_for)
