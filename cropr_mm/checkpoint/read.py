@@ -101,9 +101,8 @@ def _pickle_module(source: str | BinaryIO) -> dict[str, Any]:
     def load(file: BinaryIO, **options: Any) -> Any:
         """What stands around the pickle before PyTorch 1.6; the last of it lists the storages that follow."""
         content = reader(file, **options).load()
-        if (reader.storages or isinstance(content, list)) and (
-            type(content) is not list or {*content} != reader.storages
-        ):
+        follow = isinstance(content, list)
+        if (reader.storages or follow) and not (follow and {*content} == reader.storages):
             raise Refused('storages that do not follow, or that nothing asked for')
         return content
 
@@ -177,7 +176,7 @@ def _record_sizes(stream: BinaryIO) -> dict[str, int]:
 def _check_directory(stream: BinaryIO, start: int, count: int) -> None:
     """See that an archive has one directory and nothing around it.
 
-    Python looks for it in front of the archive's end, PyTorch where that end says: a file could show them two.
+    Python looks for it directly before the archive's end, PyTorch where that end says: a file could show them two.
     """
     end = stream.seek(0, io.SEEK_END) - 22
     stream.seek(max(end - 76, 0))

@@ -13,7 +13,7 @@ from .archs import Arch
 
 
 class Rotary:
-    """Angles of the tokens at hand, as blocks get them.
+    """Angles of the current tokens, as blocks get them.
 
     Not a tensor, nor anything that FSDP looks for tensors in: its mixed precision would round the angles of each
     forward pass, and not those of a recomputation.

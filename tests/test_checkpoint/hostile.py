@@ -293,7 +293,7 @@ def two_directories(
     same: bool = False,
     twice: bool = True,
 ) -> Path:
-    """An archive with a directory where its end says, and another one, changed, in front of that end."""
+    """An archive with a directory where its end says, and another one, changed, before that end."""
     content, places = b'', {}
     for title, data in files.items():
         places[title] = places['data/0'] if same and title == 'data/1' else len(content)

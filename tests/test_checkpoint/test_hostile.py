@@ -26,7 +26,7 @@ ADDRESSES = ('init_cfg https', 'init_cfg s3', 'init_cfg openmmlab', 'init_cfg to
 RUNNERS = ('load_from', 'resume', 'inference', 'retrofit')
 TOOLS = ('deploy.py', 'sweep_rates.py', 'visualize_tokens.py', 'analyze_routing.py', 'test.py', 'train.py --resume')
 FEW = ('ndarray called', 'os.system', 'storage too long', 'cut at 0.9', 'legacy command', 'beyond.safetensors')
-"""For doors behind which a data set and a model are built before the file is read."""
+"""For doors that build a data set and a model before they read the file."""
 
 
 @pytest.fixture(scope='module')
