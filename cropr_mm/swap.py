@@ -15,10 +15,10 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor
 
-from .config_types import is_type
+from .cli.launch import register_library
 from .engine.checks import HOLDERS, sgd_warning
-from .engine.launch import register_library
-from .models.vit import CroprViT
+from .models.cropr_vit import CroprViT
+from .utils.checks import is_type
 
 LAYER_DECAY = 'CroprLayerDecayOptimWrapperConstructor'
 # Those of mmsegmentation, mmdetection and mmpretrain read the layer out of names that a CroprViT does not have.

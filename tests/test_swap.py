@@ -12,9 +12,9 @@ from mmengine.registry import MODELS, DefaultScope
 from test_isolation import BLOCK
 
 from cropr_mm import CroprViT, swap_backbone
-from cropr_mm.config_types import is_type
+from cropr_mm.cli.launch import build_model
 from cropr_mm.engine.checks import ADAMW
-from cropr_mm.engine.launch import build_model
+from cropr_mm.utils.checks import is_type
 
 ROOT = Path(__file__).resolve().parents[1]
 ARCH = dict(family='vit', embed_dim=32, depth=4, num_heads=2)
@@ -420,7 +420,7 @@ def test_one_library_is_enough(name, other):
     code = block + (
         'from mmengine.config import Config\n'
         'from cropr_mm import swap_backbone\n'
-        'from cropr_mm.engine.launch import build_model\n'
+        'from cropr_mm.cli.launch import build_model\n'
         f'model = build_model(swap_backbone(Config.fromfile({str(path)!r}), {PRUNED!r}))\n'
         "print('done', type(model).__name__)\n"
     )

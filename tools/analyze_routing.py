@@ -15,8 +15,8 @@ import torch
 from mmengine.runner import Runner
 
 from cropr_mm.analysis.routing import routing_overlap, routing_shares
-from cropr_mm.engine.launch import add_run_arguments, check_data, load_config, load_model, plain_errors
-from cropr_mm.files import write_json
+from cropr_mm.cli.launch import add_run_arguments, check_data, load_config, load_model, plain_errors
+from cropr_mm.utils.io import write_json
 
 
 def parse_args() -> argparse.Namespace:

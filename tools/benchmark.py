@@ -21,13 +21,13 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import MODELS
 from torch import nn
 
-from cropr_mm.analysis.batches import random_batch
-from cropr_mm.analysis.benchmark import Setting, draw, measure
-from cropr_mm.analysis.machine import describe_machine
-from cropr_mm.analysis.routing import find_backbone
-from cropr_mm.analysis.variants import SELECTORS, build_variants
-from cropr_mm.engine.launch import build_model, plain_errors, register_library
-from cropr_mm.files import write_json
+from cropr_mm.benchmark.batches import random_batch
+from cropr_mm.benchmark.machine import describe_machine
+from cropr_mm.benchmark.measure import Setting, draw, measure
+from cropr_mm.benchmark.variants import SELECTORS, build_variants
+from cropr_mm.cli.launch import build_model, plain_errors, register_library
+from cropr_mm.models.cropr_vit import find_backbone
+from cropr_mm.utils.io import write_json
 
 
 def parse_args() -> argparse.Namespace:

@@ -26,9 +26,9 @@ from typing import Any
 
 from mmengine.config import Config
 
-from cropr_mm.analysis.machine import describe_machine
-from cropr_mm.engine.launch import plain_errors
-from cropr_mm.files import write_json
+from cropr_mm.benchmark.machine import describe_machine
+from cropr_mm.cli.launch import plain_errors
+from cropr_mm.utils.io import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = {'seg': 'fcn_{}-vit_sample.py', 'det': 'mask-rcnn_{}-vit_sample.py'}

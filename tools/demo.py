@@ -22,11 +22,10 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.runner import Runner
 
-from cropr_mm.analysis.flops import pruned_ratio, tokens_per_block
 from cropr_mm.analysis.pictures import draw_pictures, take_pictures
-from cropr_mm.analysis.throughput import Timing, compare_throughput
-from cropr_mm.datasets import write_sample_data
-from cropr_mm.engine.launch import (
+from cropr_mm.benchmark.flops import pruned_ratio, tokens_per_block
+from cropr_mm.benchmark.throughput import Timing, compare_throughput
+from cropr_mm.cli.launch import (
     add_run_arguments,
     build_model,
     build_runner,
@@ -35,7 +34,8 @@ from cropr_mm.engine.launch import (
     load_model,
     plain_errors,
 )
-from cropr_mm.files import write_json
+from cropr_mm.sample_data import write_sample_data
+from cropr_mm.utils.io import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = dict(seg='fcn_cropr-vit_sample.py', det='mask-rcnn_cropr-vit_sample.py')

@@ -13,7 +13,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from cropr_mm.checkpoint.deploy import (
+from cropr_mm.checkpoint.read import check_checkpoint
+from cropr_mm.cli.launch import add_run_arguments, build_model, load_config, plain_errors
+from cropr_mm.deploy import (
     SUFFIXES,
     deployed_config,
     fold_into,
@@ -21,8 +23,6 @@ from cropr_mm.checkpoint.deploy import (
     read_checkpoint,
     save_weights,
 )
-from cropr_mm.checkpoint.read import check_checkpoint
-from cropr_mm.engine.launch import add_run_arguments, build_model, load_config, plain_errors
 from cropr_mm.version import __version__
 
 # Of what mmengine writes beside the weights; the rest belongs to the training.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from cropr_mm.datasets import write_sample_data
+from cropr_mm.sample_data import write_sample_data
 
 
 def main() -> int:

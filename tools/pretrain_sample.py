@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from cropr_mm import CroprViT
-from cropr_mm.datasets import CLASSES, SAMPLE_CHECKPOINT, THINGS, draw_crop
-from cropr_mm.datasets.scenes import CROP_SIZE
+from cropr_mm.sample_data import CLASSES, SAMPLE_CHECKPOINT, THINGS, draw_crop
+from cropr_mm.sample_data.scenes import CROP_SIZE
 
 ARCH = dict(family='vit', embed_dim=128, depth=8, num_heads=4)
 PATCH, SCENE = 8, 96

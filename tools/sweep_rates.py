@@ -20,7 +20,7 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.runner import Runner
 
-from cropr_mm.analysis.rates import (
+from cropr_mm.benchmark.rates import (
     RatePoint,
     choose_metrics,
     draw_tradeoff,
@@ -29,12 +29,12 @@ from cropr_mm.analysis.rates import (
     time_rates,
     write_csv,
 )
-from cropr_mm.analysis.routing import find_backbone
-from cropr_mm.checkpoint.deploy import load_strictly, read_checkpoint
 from cropr_mm.checkpoint.read import check_checkpoint
-from cropr_mm.engine.damaged_data import name_damaged_files
-from cropr_mm.engine.launch import add_run_arguments, build_runner, check_data, load_config, plain_errors
+from cropr_mm.cli.damaged_data import name_damaged_files
+from cropr_mm.cli.launch import add_run_arguments, build_runner, check_data, load_config, plain_errors
+from cropr_mm.deploy import load_strictly, read_checkpoint
 from cropr_mm.models import Schedule
+from cropr_mm.models.cropr_vit import find_backbone
 
 
 def parse_args() -> argparse.Namespace:

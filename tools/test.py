@@ -18,11 +18,11 @@ from mmengine.model import BaseTTAModel
 from mmengine.runner import Runner
 from torch.nn.parallel import DistributedDataParallel
 
-from cropr_mm.checkpoint.deploy import load_every_parameter
 from cropr_mm.checkpoint.read import CheckpointError, check_checkpoint
 from cropr_mm.checkpoint.state_dict import weights_of
-from cropr_mm.engine.damaged_data import name_damaged_files
-from cropr_mm.engine.launch import add_run_arguments, build_runner, check_data, load_config, plain_errors
+from cropr_mm.cli.damaged_data import name_damaged_files
+from cropr_mm.cli.launch import add_run_arguments, build_runner, check_data, load_config, plain_errors
+from cropr_mm.deploy import load_every_parameter
 
 
 def parse_args() -> argparse.Namespace:

@@ -10,10 +10,8 @@ from __future__ import annotations
 import argparse
 
 from cropr_mm.checkpoint.read import CheckpointError
-from cropr_mm.engine import CroprHook
-from cropr_mm.engine.checks import TrainingChecks, config_warnings
-from cropr_mm.engine.damaged_data import name_damaged_files
-from cropr_mm.engine.launch import (
+from cropr_mm.cli.damaged_data import name_damaged_files
+from cropr_mm.cli.launch import (
     add_run_arguments,
     build_runner,
     check_data,
@@ -22,6 +20,8 @@ from cropr_mm.engine.launch import (
     plain_errors,
     set_resume,
 )
+from cropr_mm.engine import CroprHook
+from cropr_mm.engine.checks import TrainingChecks, config_warnings
 
 
 def parse_args() -> argparse.Namespace:

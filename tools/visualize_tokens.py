@@ -17,8 +17,8 @@ from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import DATASETS
 
 from cropr_mm.analysis.pictures import draw_pictures, take_pictures
-from cropr_mm.analysis.routing import find_backbone
-from cropr_mm.engine.launch import add_run_arguments, check_data, load_config, load_model, plain_errors
+from cropr_mm.cli.launch import add_run_arguments, check_data, load_config, load_model, plain_errors
+from cropr_mm.models.cropr_vit import find_backbone
 
 
 def parse_args() -> argparse.Namespace:

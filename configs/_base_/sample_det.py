@@ -1,7 +1,7 @@
 # The sample data as mmdetection reads it: the countable objects, with boxes and masks.
 _base_ = 'mmdet::_base_/datasets/coco_instance.py'
 # (mmengine takes an import statement in a config for its other config style; a call of __import__ it does not.)
-sample = __import__('cropr_mm.datasets', fromlist=['CLASSES'])
+sample = __import__('cropr_mm.sample_data', fromlist=['CLASSES'])
 default_scope = 'mmdet'
 data_hint = 'Make it with: python tools/make_sample_data.py data/sample'
 data_root = 'data/sample/'

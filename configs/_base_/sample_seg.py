@@ -1,7 +1,7 @@
 # The sample data as mmsegmentation reads it: folders and void as in ADE20K, images small enough to go in whole.
 _base_ = 'mmseg::_base_/datasets/ade20k.py'
 # (mmengine takes an import statement in a config for its other config style; a call of __import__ it does not.)
-sample = __import__('cropr_mm.datasets', fromlist=['CLASSES'])
+sample = __import__('cropr_mm.sample_data', fromlist=['CLASSES'])
 default_scope = 'mmseg'
 data_hint = 'Make it with: python tools/make_sample_data.py data/sample'
 object_classes = [sample.CLASSES.index(name) for name in sample.THINGS]

@@ -1,5 +1,5 @@
 # The backbone of the sample configs: a small ViT on 12 × 12 patches, pre-trained on crops of one object.
-checkpoint = __import__('cropr_mm').__path__[0] + '/datasets/sample_vit.safetensors'
+checkpoint = __import__('cropr_mm').__path__[0] + '/sample_data/sample_vit.safetensors'
 custom_imports = dict(imports=['cropr_mm'])
 backbone = dict(
     type='CroprViT',

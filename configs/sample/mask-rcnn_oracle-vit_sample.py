@@ -1,5 +1,4 @@
 # For analysis only: keeps the tokens that objects cover, read from the labels. The bound for any learnt selection.
 _base_ = './mask-rcnn_random-vit_sample.py'
-custom_imports = dict(imports=['cropr_mm', 'cropr_mm.analysis.oracle'])
 model = dict(backbone=dict(pruning=dict(pruner=dict(type='OraclePruner'))))
 custom_hooks = [dict(type='CroprHook', ramp=0.5), dict(type='OracleHook')]

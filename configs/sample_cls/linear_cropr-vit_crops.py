@@ -1,7 +1,7 @@
 # Image classification with mmpretrain's stock classifier and Mixup: which object a generated crop shows.
 _base_ = ['../_base_/sample_vit.py', '../_base_/sample_runtime.py']
 default_scope = 'mmpretrain'
-custom_imports = dict(imports=['cropr_mm', 'cropr_mm.datasets'])
+custom_imports = dict(imports=['cropr_mm', 'cropr_mm.sample_data'])
 data_preprocessor = dict(num_classes=6, mean=[127.5] * 3, std=[58.0] * 3, to_rgb=True)
 model = dict(
     type='ImageClassifier',

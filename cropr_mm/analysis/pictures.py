@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .routing import STAYED, find_backbone, predict_with_routing
+from ..models.cropr_vit import find_backbone
+from .routing import STAYED, predict_with_routing
 
 SCORE = 0.3
 """Instances below this score are not drawn."""

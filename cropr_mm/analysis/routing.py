@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..models import CroprViT
-from .oracle import object_share
+from ..models.cropr_vit import find_backbone
+from ..models.pruning.oracle import object_share
 
 STAYED = -1
 """In a map of exits: the token was never taken aside."""
@@ -51,18 +52,6 @@ def record_routing(backbone: CroprViT) -> Iterator[Routing]:
         yield routing
     finally:
         backbone.prune_listeners.remove(listen)
-
-
-def find_backbone(model: nn.Module) -> CroprViT:
-    """The CroprViT inside a model.
-
-    Raises:
-        ValueError: the model has none.
-    """
-    for module in model.modules():
-        if isinstance(module, CroprViT):
-            return module
-    raise ValueError(f'{type(model).__name__} has no CroprViT; set model.backbone.type to it')
 
 
 def predict_with_routing(model: Any, batch: dict[str, Any]) -> tuple[Any, Tensor, Tensor, list[Any]]:

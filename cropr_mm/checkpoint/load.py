@@ -11,10 +11,10 @@ from typing import Any, Protocol
 from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
-from .angles import check_angles
-from .files import read_weights, shorten
 from .fit import fit
 from .layouts import convert
+from .locate import read_weights, shorten
+from .rope import check_angles
 
 _INIT_KEYS = ('type', 'checkpoint', 'prefix', 'map_location')
 
@@ -41,7 +41,7 @@ def load_vit_weights(model: Backbone, path: str, prefix: str | None = None) -> N
 
     Args:
         model: the backbone.
-        path: see :func:`~cropr_mm.checkpoint.files.read_weights`.
+        path: see :func:`~cropr_mm.checkpoint.locate.read_weights`.
         prefix: see there.
 
     Raises:

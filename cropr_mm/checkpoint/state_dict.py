@@ -15,9 +15,9 @@ from typing import Any
 from mmengine.logging import MMLogger
 from torch import Tensor
 
-from ..compat import remove_prefix
-from .files import shorten
+from ..utils.compat import remove_prefix
 from .fit import fit_positions
+from .locate import shorten
 
 WRAPPED = '_fsdp_wrapped_module.'  # what FSDP puts into the names of what it wraps
 _EMBEDDED = ('pos_embed', 'cls_token', 'reg_token')

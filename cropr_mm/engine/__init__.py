@@ -1,12 +1,16 @@
+"""What hooks into mmengine's training: losses, curriculum, retrofit, optimizer groups, FSDP."""
+
 from .bfloat16 import let_mmcv_take_bfloat16
 from .cropr_hook import CroprHook
 from .fsdp import CroprFSDPStrategy, wrap_vit_blocks
 from .layer_decay import CroprLayerDecayOptimWrapperConstructor
+from .oracle_hook import OracleHook
 
 __all__ = [
     'CroprFSDPStrategy',
     'CroprHook',
     'CroprLayerDecayOptimWrapperConstructor',
+    'OracleHook',
     'let_mmcv_take_bfloat16',
     'wrap_vit_blocks',
 ]

@@ -14,10 +14,10 @@ from mmengine.optim import OptimWrapperDict
 from mmengine.runner import Runner
 from torch import nn
 
-from ..config_types import is_type
+from ..models.cropr_vit import CroprViT
 from ..models.necks.pyramid import SimpleFeaturePyramid, check_stride
 from ..models.pruning import DifficultyPruner
-from ..models.vit import CroprViT
+from ..utils.checks import is_type
 
 HOLDERS = ('model', 'model.detector')
 PYRAMIDS = ('SimpleFeaturePyramid', 'StandInPyramid')

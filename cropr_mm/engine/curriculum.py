@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
-from ..config_types import is_number
+from ..utils.checks import is_number
 
 SHAPES: dict[str, Callable[[float], float]] = {
     'linear': lambda t: t,

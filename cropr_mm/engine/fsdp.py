@@ -13,8 +13,8 @@ from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 from torch.distributed.fsdp.wrap import lambda_auto_wrap_policy
 
 from ..checkpoint.state_dict import WRAPPED
-from ..compat import remove_prefix
 from ..models.layers import Block
+from ..utils.compat import remove_prefix
 
 
 @FUNCTIONS.register_module()

@@ -12,8 +12,8 @@ from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm, _InstanceNorm
 from torch import nn
 
-from ..config_types import is_number
-from ..models.vit import CroprViT
+from ..models.cropr_vit import CroprViT
+from ..utils.checks import is_number
 
 KEYS = ('layer_decay_rate', 'custom_keys')
 Key = Tuple[Any, ...]  # layer, then what tells the groups of a layer apart

@@ -15,10 +15,10 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from ..checkpoint.deploy import load_what_fits
-from ..checkpoint.files import shorten
-from ..config_types import is_type
-from ..models.vit import CroprViT
+from ..checkpoint.locate import shorten
+from ..deploy import load_what_fits
+from ..models.cropr_vit import CroprViT
+from ..utils.checks import is_type
 
 _RANDOM_OR_STATISTICS = (_BatchNorm, _InstanceNorm, _DropoutNd, nn.MultiheadAttention)
 

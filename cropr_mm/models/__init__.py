@@ -1,32 +1,8 @@
-from .necks import SimpleFeaturePyramid, StandInPyramid, TokenPooling, TokenReinsertion
-from .pruning import (
-    AttentionPruner,
-    BasePruner,
-    ClsAuxHead,
-    CroprPruner,
-    DifficultyPruner,
-    MultiLabelAuxHead,
-    PatchSegAuxHead,
-    RandomPruner,
-    Schedule,
-    VariancePruner,
-)
-from .vit import CroprViT
+"""The dense ViT, the pruned one, its pruners and its necks."""
 
-__all__ = [
-    'AttentionPruner',
-    'BasePruner',
-    'ClsAuxHead',
-    'CroprPruner',
-    'CroprViT',
-    'DifficultyPruner',
-    'MultiLabelAuxHead',
-    'PatchSegAuxHead',
-    'RandomPruner',
-    'Schedule',
-    'SimpleFeaturePyramid',
-    'StandInPyramid',
-    'TokenPooling',
-    'TokenReinsertion',
-    'VariancePruner',
-]
+from . import necks, pruning
+from .cropr_vit import CroprViT
+from .necks import *  # noqa: F403
+from .pruning import *  # noqa: F403
+
+__all__ = ['CroprViT', *necks.__all__, *pruning.__all__]

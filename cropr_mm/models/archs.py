@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from typing import Any
 
-from ..config_types import check_flag, check_integer, is_number
+from ..utils.checks import check_flag, check_integer, is_number
 
 FAMILIES = ('vit', 'eva02', 'dinov2', 'dinov3')
 MLPS = ('gelu', 'swiglu', 'swiglu_packed')

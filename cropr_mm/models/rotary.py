@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..compat import is_compiling
+from ..utils.compat import is_compiling
 from .archs import Arch
 
 

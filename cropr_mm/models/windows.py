@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..compat import is_compiling
 from ..tokens import row_numbers, take_numbered
+from ..utils.compat import is_compiling
 
 
 def window_numbers(grid: tuple[int, int], size: int, device: torch.device | str = 'cpu') -> Tensor:

@@ -5,7 +5,8 @@ import torch
 from helpers import cropr, seg_sample, small_vit
 from mmengine.model import BaseModel
 
-from cropr_mm.analysis.routing import STAYED, find_backbone, record_routing, routing_overlap, routing_shares
+from cropr_mm.analysis.routing import STAYED, record_routing, routing_overlap, routing_shares
+from cropr_mm.models.cropr_vit import find_backbone
 
 PRUNING = dict(rate=8, pruner=cropr())
 

@@ -169,7 +169,7 @@ def test_sliding_windows(trained, run_tool, data_folder):
     assert np.array_equal(once, whole)  # one window as large as the image
 
     # A quarter of the windows' grid: what each window gives, put together by hand.
-    from cropr_mm.engine.launch import load_model, register_library
+    from cropr_mm.cli.launch import load_model, register_library
 
     cfg = Config.fromfile('slide48.py')
     register_library(cfg)

@@ -12,8 +12,8 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS
 
 from cropr_mm import CroprHook, CroprViT
+from cropr_mm.cli.launch import build_model, build_runner, register_library
 from cropr_mm.engine.curriculum import Curriculum
-from cropr_mm.engine.launch import build_model, build_runner, register_library
 from cropr_mm.engine.retrofit import check_start
 
 from ..test_heads.steps import det_batch, seg_batch, shrink, step

@@ -17,7 +17,7 @@ from mmengine.logging import HistoryBuffer
 
 from cropr_mm.checkpoint.read import CheckpointError, load_file
 from cropr_mm.checkpoint.unpickle import _CALLS, _CLASS_FUNCTIONS, _NEW, MAX_DEPTH
-from cropr_mm.datasets import write_sample_data
+from cropr_mm.sample_data import write_sample_data
 
 from . import hostile
 

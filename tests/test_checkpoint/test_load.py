@@ -11,7 +11,7 @@ from mmengine.logging import MMLogger
 from safetensors.torch import save_file
 
 from cropr_mm import CroprViT
-from cropr_mm.checkpoint import files, load_vit_weights, read_state_dict
+from cropr_mm.checkpoint import load_vit_weights, locate, read_state_dict
 
 
 def weights_of(model):
@@ -201,7 +201,7 @@ def test_every_weight_that_is_missing_or_misshapen_is_refused(family, tmp_path, 
         if name.startswith('blocks.') and not name.startswith('blocks.1.'):
             continue
         for spoilt in [{k: v for k, v in state.items() if k != name}, *spoil_shapes(state, name)]:
-            monkeypatch.setattr(files, 'load_address', lambda _, spoilt=spoilt: spoilt)  # many: not through the disk
+            monkeypatch.setattr(locate, 'load_address', lambda _, spoilt=spoilt: spoilt)  # many: not through the disk
             with pytest.raises(ValueError, match=r'w.pth: .*(does not fit|holds no plain ViT|neither a square grid)'):
                 load_vit_weights(model, path)
     assert_same(model, before)

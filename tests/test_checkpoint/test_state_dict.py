@@ -10,8 +10,8 @@ from torch.distributed.fsdp import FullStateDictConfig, StateDictType
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 
 from cropr_mm.checkpoint import resize_position_embedding
-from cropr_mm.checkpoint.deploy import load_every_parameter, read_checkpoint
 from cropr_mm.checkpoint.state_dict import weights_of
+from cropr_mm.deploy import load_every_parameter, read_checkpoint
 from cropr_mm.engine import CroprFSDPStrategy, wrap_vit_blocks
 
 PRUNING = dict(pruner=cropr(), rate=8)

@@ -16,10 +16,10 @@ from mmengine.structures import PixelData
 from parity import import_timm
 
 from cropr_mm import CroprHook
-from cropr_mm.analysis.flops import pruned_ratio, tokens_per_block
-from cropr_mm.datasets import CLASSES, THINGS, write_sample_data
-from cropr_mm.engine.launch import build_model, check_data, check_weights, register_library
+from cropr_mm.benchmark.flops import pruned_ratio, tokens_per_block
+from cropr_mm.cli.launch import build_model, check_data, check_weights, register_library
 from cropr_mm.models.archs import resolve_arch
+from cropr_mm.sample_data import CLASSES, THINGS, write_sample_data
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = {file.stem: file for folder in ('ade20k', 'coco') for file in sorted(ROOT.glob(f'configs/{folder}/*.py'))}

@@ -12,8 +12,8 @@ from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 from torch.distributed.fsdp import MixedPrecision
 
 from cropr_mm import CroprHook
+from cropr_mm.cli.launch import build_model
 from cropr_mm.engine import let_mmcv_take_bfloat16, wrap_vit_blocks
-from cropr_mm.engine.launch import build_model
 
 from ..test_heads import steps, table
 

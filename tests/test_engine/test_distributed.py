@@ -11,9 +11,9 @@ from helpers import shards_on_a_cpu
 from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
 
-from cropr_mm.compat import remove_prefix
+from cropr_mm.cli.launch import build_runner
 from cropr_mm.engine import CroprFSDPStrategy
-from cropr_mm.engine.launch import build_runner
+from cropr_mm.utils.compat import remove_prefix
 
 from ..test_tools.conftest import CONFIGS, ROOT, few_iterations
 
@@ -26,7 +26,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 from cropr_mm import CroprViT
-from cropr_mm.compat import remove_prefix
+from cropr_mm.utils.compat import remove_prefix
 
 @HOOKS.register_module()
 class Witness(Hook):

@@ -13,7 +13,7 @@ CONFIGS = ROOT / 'configs' / 'sample'
 
 @pytest.fixture(scope='session')
 def sample_data(tmp_path_factory):
-    from cropr_mm.datasets import write_sample_data
+    from cropr_mm.sample_data import write_sample_data
 
     return write_sample_data(tmp_path_factory.mktemp('data') / 'sample', train=24, val=6, progress=False)
 

@@ -7,7 +7,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS
 
 from cropr_mm import CroprHook, CroprPruner
-from cropr_mm.engine.launch import build_model
+from cropr_mm.cli.launch import build_model
 
 from .conftest import CONFIGS, ROOT
 
@@ -65,7 +65,7 @@ def test_starts_from_the_weights_in_the_package(name, data_folder):
 
 
 def test_pruned_configs_keep_24_of_144_tokens():
-    from cropr_mm.analysis.flops import tokens_per_block
+    from cropr_mm.benchmark.flops import tokens_per_block
 
     for name in NAMES:
         backbone = build_model(Config.fromfile(str(CONFIGS / f'{name}.py'))).backbone

@@ -3,7 +3,7 @@
 import pytest
 from safetensors.torch import load_file
 
-from cropr_mm.datasets import SAMPLE_CHECKPOINT
+from cropr_mm.sample_data import SAMPLE_CHECKPOINT
 
 
 def test_writes_a_checkpoint_of_the_shipped_layout(run_tool, tmp_path):

@@ -7,8 +7,8 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from cropr_mm.analysis.flops import pruned_ratio
-from cropr_mm.engine.launch import build_model
+from cropr_mm.benchmark.flops import pruned_ratio
+from cropr_mm.cli.launch import build_model
 
 from .conftest import CONFIGS
 

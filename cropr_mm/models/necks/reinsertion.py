@@ -10,8 +10,8 @@ from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ...compat import is_compiling
 from ...tokens import FILLS, SparseFeature
+from ...utils.compat import is_compiling
 
 
 @MODELS.register_module()

@@ -1,9 +1,12 @@
-from .aux_heads import BaseAuxHead, ClsAuxHead, MultiLabelAuxHead, PatchSegAuxHead
+"""Everything that decides which tokens stay. This list is the only one that a new pruner is added to."""
+
 from .base import BasePruner
 from .baselines import AttentionPruner, RandomPruner, VariancePruner
 from .cropr import CroprPruner
-from .difficulty import DifficultyPruner, TokenClassAuxHead
+from .difficulty import DifficultyPruner
+from .oracle import OraclePruner
 from .schedule import Schedule
+from .supervision import BaseAuxHead, ClsAuxHead, MultiLabelAuxHead, PatchSegAuxHead, TokenClassAuxHead
 
 __all__ = [
     'AttentionPruner',
@@ -13,6 +16,7 @@ __all__ = [
     'CroprPruner',
     'DifficultyPruner',
     'MultiLabelAuxHead',
+    'OraclePruner',
     'PatchSegAuxHead',
     'RandomPruner',
     'Schedule',

@@ -10,10 +10,10 @@ from mmengine.logging import MMLogger
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ...config_types import check_flag
-from .auxiliary import Auxiliary
+from ...utils.checks import check_flag
 from .base import BasePruner
 from .schedule import Schedule
+from .supervision.collector import Auxiliary
 
 SCHEDULE_KEYS = ('rate', 'target_ratio', 'keep', 'blocks', 'round_to', 'fusion')
 PRUNING_KEYS = ('pruner', *SCHEDULE_KEYS, 'aux_share', 'aux_recompute', 'deploy')
@@ -76,7 +76,7 @@ def build_pruning(
     """Check a ``pruning`` dict and build what it asks for.
 
     Args:
-        pruning: see :class:`~cropr_mm.models.vit.CroprViT`.
+        pruning: see :class:`~cropr_mm.models.cropr_vit.CroprViT`.
         depth: blocks of the transformer.
         class_token: whether the model has a class token.
         shape: ``embed_dim``, ``grid`` and ``patch_size`` for every selector.

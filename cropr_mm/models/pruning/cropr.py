@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ...compat import autocast_dtype
-from ...config_types import is_integer
+from ...utils.checks import is_integer
+from ...utils.compat import autocast_dtype
 from ..layers import Mlp, init_vit_weights
 from .base import BasePruner
 

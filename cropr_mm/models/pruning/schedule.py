@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...config_types import check_integer, is_integer, is_number
+from ...utils.checks import check_integer, is_integer, is_number
 
 FUSIONS = ('last_layer', None)
 

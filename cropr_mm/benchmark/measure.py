@@ -1,0 +1,193 @@
+"""Measure the same weights with different selectors: time, memory, operations, and what the time goes into."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..models import CroprViT
+from ..models.cropr_vit import find_backbone
+from .flops import count_flops, pruned_ratio, tokens_per_block
+from .memory import peak_memory
+from .parts import time_parts
+from .throughput import compare_throughput
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How models are run.
+
+    Attributes:
+        device: ``'cpu'``, ``'cuda'``, …
+        dtype: of weights and images at inference; in training of autocast, with float32 weights.
+        training: time training steps (forward, backward, AdamW) in place of inference.
+        compile_blocks: compile the blocks with ``torch.compile``.
+        cuda_graph: record each call as a CUDA graph and replay it (inference alone).
+        rounds: how often each variant is timed; the median counts. 0: only count operations and tokens.
+    """
+
+    device: str = 'cpu'
+    dtype: torch.dtype = torch.float32
+    training: bool = False
+    compile_blocks: bool = False
+    cuda_graph: bool = False
+    rounds: int = 10
+
+    def __post_init__(self) -> None:
+        if self.cuda_graph and (self.training or not self.device.startswith('cuda')):
+            raise ValueError('--cuda-graph: needs --device cuda and works for inference alone')
+
+
+def measure(variants: Mapping[str, nn.Module], batch: Mapping[str, Any], setting: Setting) -> dict[str, dict[str, Any]]:
+    """Measure variants of :func:`~cropr_mm.benchmark.variants.build_variants` on one batch, timed in turn.
+
+    Args:
+        variants: the first is what the others compare with.
+        batch: ``inputs`` and ``data_samples`` (see :func:`~cropr_mm.benchmark.batches.random_batch`).
+        setting: how.
+
+    Returns:
+        For each variant: ``images_per_second``, ``milliseconds`` (median), ``spread`` (quartiles, share of the median),
+        ``ratio_to_dense``, ``gflops`` per image, ``flops_limit`` (FLOPs of the first one over its own),
+        ``share_of_flops_limit``, ``peak_bytes`` (weights and optimizer included), ``milliseconds_of_parts`` (inference
+        alone), ``tokens_pruned_ratio``, ``tokens_per_block``. With no rounds, what can be counted.
+    """
+    dtype = torch.float32 if setting.training else setting.dtype  # training computes in lower precision by autocast
+    batch = dict(batch, inputs=batch['inputs'].to(setting.device, dtype))
+    images, (height, width) = len(batch['inputs']), batch['inputs'].shape[-2:]
+    calls, static, figures = {}, {}, {name: {} for name in variants}  # type: ignore[var-annotated]
+    for name, model in variants.items():
+        model.to(setting.device, dtype)
+        if setting.training:
+            calls[name], static[name] = _training_step(model, batch, setting)
+        else:
+            calls[name], static[name] = _prediction(model, batch), _bytes([*model.parameters(), *model.buffers()])
+        gflops = count_flops(calls[name], grad=setting.training) / images / 1e9
+        backbone = find_backbone(model)
+        progress = backbone.pruning_progress if setting.training else 1.0
+        figures[name] = dict(
+            gflops=gflops,
+            tokens_pruned_ratio=pruned_ratio(backbone, height, width, progress),
+            tokens_per_block=tokens_per_block(backbone, height, width, progress),
+        )
+        if setting.compile_blocks:
+            backbone.compile_blocks()
+    first = next(iter(variants))
+    for row in figures.values():
+        row['flops_limit'] = figures[first]['gflops'] / row['gflops']
+    if not setting.rounds:
+        return figures
+    plain = dict(calls)
+    if setting.cuda_graph:
+        with torch.cuda.device(setting.device):
+            calls = {name: _graphed(call) for name, call in calls.items()}
+    timings = compare_throughput(calls, images, setting.rounds, device=setting.device, grad=setting.training)
+    for name, row in figures.items():
+        timing = timings[name]
+        row.update(
+            images_per_second=timing.images_per_second,
+            milliseconds=timing.milliseconds,
+            spread=timing.spread,
+            ratio_to_dense=timing.ratio_to(timings[first]),
+        )
+        row['share_of_flops_limit'] = row['ratio_to_dense'] / row['flops_limit']
+        with torch.inference_mode(not setting.training):
+            row['peak_bytes'] = static[name] + peak_memory(plain[name], setting.device)
+            if not setting.training:
+                parts = time_parts(variants[name], plain[name], setting.device)
+                row['milliseconds_of_parts'] = {part: 1000 * seconds for part, seconds in parts.items()}
+    return figures
+
+
+def _prediction(model: nn.Module, batch: Mapping[str, Any]) -> Callable[[], Any]:
+    if isinstance(model, CroprViT):
+        return lambda: model(batch['inputs'])
+    return lambda: model(**batch, mode='predict')
+
+
+def _training_step(model: Any, batch: Mapping[str, Any], setting: Setting) -> tuple[Callable[[], Any], int]:
+    """A training step, and the bytes of weights and optimizer."""
+    optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=1e-6)
+    backbone = find_backbone(model)
+    device, lower = torch.device(setting.device).type, setting.dtype != torch.float32
+
+    def losses() -> Tensor:
+        samples = batch['data_samples']
+        if isinstance(model, CroprViT):  # a backbone by itself: any loss that reaches every token
+            total = torch.stack([level.tokens.float().square().mean() for level in model(batch['inputs'])]).sum()
+        else:
+            total, _ = model.parse_losses(model(batch['inputs'], samples, mode='loss'))
+        return total + backbone.aux_losses(samples).get('loss_aux', 0.0)
+
+    def step() -> None:
+        with torch.autocast(device, setting.dtype) if lower else nullcontext():
+            total = losses()
+        total.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)  # none are left over that the next call would free: its peak has them
+
+    step()  # makes the optimizer's state
+    state = [t for values in optimizer.state.values() for t in values.values() if isinstance(t, Tensor)]
+    return step, _bytes([*model.parameters(), *model.buffers(), *state])
+
+
+def _bytes(tensors: list[Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def _graphed(call: Callable[[], Any]) -> Callable[[], Any]:
+    with torch.inference_mode():
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                call()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            call()
+    return graph.replay
+
+
+def draw(figures: Mapping[str, Mapping[str, Any]], path: str | Path, title: str = '') -> Path:
+    """Draw images/s of each variant, and at inference what its time goes into.
+
+    Args:
+        figures: of :func:`measure`.
+        path: file to write; its suffix says the format.
+        title: above the panels.
+    """
+    from matplotlib.figure import Figure
+
+    from ..utils.io import whole_file
+
+    parted = all('milliseconds_of_parts' in row for row in figures.values())
+    figure = Figure(figsize=(9.6 if parted else 4.8, 3.6), dpi=120, facecolor='white', layout='constrained')
+    axes = figure.subplots(1, 2 if parted else 1, squeeze=False)[0]
+    names = list(figures)
+    speeds = [figures[name]['images_per_second'] for name in names]
+    bars = axes[0].bar(names, speeds, color=['0.4', *['tab:blue'] * (len(names) - 1)])
+    axes[0].bar_label(bars, [f'{figures[name]["ratio_to_dense"]:.2f}×' for name in names])
+    axes[0].set_ylabel('images/s')
+    if parted:
+        bottom = [0.0] * len(names)
+        for part in dict.fromkeys(part for name in names for part in figures[name]['milliseconds_of_parts']):
+            heights = [max(figures[name]['milliseconds_of_parts'].get(part, 0.0), 0.0) for name in names]
+            if max(heights) > 0.002 * max(map(sum, zip(bottom, heights))):
+                axes[1].bar(names, heights, bottom=bottom, label=part)
+                bottom = [low + height for low, height in zip(bottom, heights)]
+        axes[1].set_ylabel('ms per batch')
+        axes[1].legend(fontsize=8)
+    for axis in axes:
+        for side in ('top', 'right'):
+            axis.spines[side].set_visible(False)
+    figure.suptitle(title, fontsize=10)
+    with whole_file(path) as partial_file:
+        figure.savefig(partial_file)
+    return Path(path)

@@ -1,0 +1,198 @@
+"""One checkpoint at several pruning rates: what accuracy each gives, at what speed."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..models import CroprViT, Schedule
+from ..models.cropr_vit import find_backbone
+from ..utils.io import whole_file
+from .flops import pruned_ratio
+from .throughput import compare_throughput
+
+# Metrics worth a picture, as the evaluators of mmseg, mmdet and mmpretrain name them.
+MAIN_METRICS = ('mIoU', 'coco/bbox_mAP', 'coco/segm_mAP', 'coco_panoptic/PQ', 'accuracy/top1')
+
+
+@dataclass
+class RatePoint:
+    """One pruning rate.
+
+    Attributes:
+        rate: tokens per module (int) or their share (float); 0 prunes nothing, with the same weights.
+        images_per_second: of the whole model, median of the rounds.
+        spread: distance between the quartiles of the rounds, as a share of the median.
+        tokens_pruned: share of all tokens that the last module leaves aside, 0 to 1.
+        metrics: as the evaluator gives them.
+    """
+
+    rate: float
+    images_per_second: float
+    spread: float
+    tokens_pruned: float
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def parse_rate(text: str) -> float:
+    """``'20'`` → 20 tokens, ``'0.1'`` → a share; ``'0'`` and ``'0.0'`` → 0.
+
+    Raises:
+        ValueError: no such number.
+    """
+    try:
+        value = float(text)
+        return int(text) if text.lstrip('+-').isdigit() else (value or 0)
+    except ValueError as error:
+        raise ValueError(f'rate {text!r}: a number of tokens, or their share below 1, is expected') from error
+
+
+def schedules_for(backbone: CroprViT, rates: Iterable[float]) -> dict[float, Schedule]:
+    """Schedules that prune at other rates behind the same blocks.
+
+    Raises:
+        ValueError: the backbone is dense, or a rate does not fit; the message names it.
+    """
+    own = backbone.schedule
+    if own is None:
+        raise ValueError('backbone.pruning is None: there are no modules that could prune at another rate')
+    shared: dict[str, Any] = dict(blocks=own.blocks, round_to=own.round_to, fusion=own.fusion)
+    return {rate: Schedule(backbone.depth, backbone.grid, rate=rate, **shared) for rate in rates}
+
+
+def time_rates(
+    model: nn.Module, schedules: Mapping[float, Schedule], data: Mapping[str, Any], images: int, rounds: int
+) -> dict[float, RatePoint]:
+    """Time a whole model at each rate, in turn, and restore its own.
+
+    Args:
+        model: in evaluation mode.
+        schedules: of :func:`schedules_for`.
+        data: ``inputs`` and ``data_samples`` of one batch, behind the data preprocessor.
+        images: how many that are.
+        rounds: how often; the median counts.
+    """
+    backbone = find_backbone(model)
+    own = backbone.schedule
+
+    def predict(schedule: Schedule) -> None:
+        backbone.schedule = schedule
+        model(**data, mode='predict')
+
+    height, width = data['inputs'].shape[-2:]
+    points = {}
+    try:
+        calls = {str(rate): partial(predict, schedule) for rate, schedule in schedules.items()}
+        timings = compare_throughput(calls, images, rounds, device=data['inputs'].device)
+        for rate, schedule in schedules.items():
+            backbone.schedule, timing = schedule, timings[str(rate)]
+            pruned = pruned_ratio(backbone, height, width)
+            points[rate] = RatePoint(rate, timing.images_per_second, timing.spread, pruned)
+    finally:
+        backbone.schedule = own
+    return points
+
+
+def choose_metrics(measured: Mapping[str, float], wanted: Sequence[str] = ()) -> list[str]:
+    """Names of the metrics to draw.
+
+    Args:
+        measured: what the evaluator gave.
+        wanted: names, or what stands behind their last ``/``; by default those of :data:`MAIN_METRICS` that are
+            there, or else the first.
+
+    Raises:
+        ValueError: there is no such metric; the message lists those that there are.
+    """
+    if not measured:
+        raise ValueError('test_evaluator gives no metric, so there is nothing to draw')
+    chosen = []
+    for name in wanted:
+        found = [key for key in measured if name in (key, key.rsplit('/', 1)[-1])]
+        if not found:
+            raise ValueError(f'metric {name!r}: the evaluator gives {", ".join(measured)}')
+        chosen += found
+    return chosen or [key for key in MAIN_METRICS if key in measured] or list(measured)[:1]
+
+
+def write_csv(points: Sequence[RatePoint], path: str | Path) -> Path:
+    """One row per rate: rate, share pruned, images/s, spread, times the first rate's speed, all metrics."""
+    path = Path(path)
+    names = list(dict.fromkeys(name for point in points for name in point.metrics))
+    with whole_file(path) as partial_file, partial_file.open('w', newline='') as stream:
+        writer = csv.writer(stream)
+        writer.writerow(['rate', 'tokens_pruned', 'images_per_second', 'spread', 'speedup', *names])
+        for point in points:
+            speed = point.images_per_second
+            row = [point.tokens_pruned, speed, point.spread, speed / points[0].images_per_second]
+            row += [point.metrics.get(name, float('nan')) for name in names]
+            writer.writerow([point.rate, *(f'{value:.6g}' for value in row)])
+    return path
+
+
+def metric_range(values: Sequence[float]) -> tuple[float, float]:
+    """Ends of an axis around these values: wide enough for them, and for a tenth of the largest."""
+    known = [value for value in values if math.isfinite(value)] or [0.0]
+    low, high = min(known), max(known)
+    missing = max(0.1 * max(abs(low), abs(high), 1e-9) - (high - low), 0)
+    margin = 0.15 * (high - low + missing)
+    return low - missing / 2 - margin, high + missing / 2 + margin
+
+
+def draw_tradeoff(points: Sequence[RatePoint], metrics: Sequence[str], path: str | Path, title: str = '') -> Path:
+    """Draw accuracy against images/s, one panel for each metric; the first point is what the others compare with.
+
+    The vertical axis spans a tenth of the largest value at least, so that small differences look small, and each
+    point has the spread of its timing as a horizontal bar.
+
+    Args:
+        points: rate 0 first.
+        metrics: names in ``RatePoint.metrics``.
+        path: file to write; its suffix says the format.
+        title: above the panels.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2 * len(metrics), 3.9), dpi=120, facecolor='white', layout='constrained')
+    axes = figure.subplots(1, len(metrics), squeeze=False)[0]
+    order = sorted(points, key=lambda point: point.images_per_second)
+    for axis, name in zip(axes, metrics):
+        axis.plot(
+            [p.images_per_second for p in order], [p.metrics[name] for p in order], color='tab:blue', alpha=0.35, lw=1.5
+        )
+        for point in points:
+            first = point is points[0]
+            axis.errorbar(
+                point.images_per_second,
+                point.metrics[name],
+                xerr=point.images_per_second * point.spread / 2,
+                marker='s' if first else 'o',
+                color='black' if first else 'tab:blue',
+                linestyle='',
+            )
+            speedup = point.images_per_second / points[0].images_per_second
+            text = 'rate 0, same weights' if not point.rate else f'{point.rate:g}  ({speedup:.2f}×)'
+            axis.annotate(
+                text,
+                (point.images_per_second, point.metrics[name]),
+                xytext=(6, 6),
+                textcoords='offset points',
+                fontsize=8,
+            )
+        axis.set_ylim(*metric_range([point.metrics[name] for point in points]))
+        axis.set(xlabel='images/s', ylabel=name)
+        axis.margins(x=0.16)
+        axis.grid(alpha=0.25)
+        for side in ('top', 'right'):
+            axis.spines[side].set_visible(False)
+    figure.suptitle(title, fontsize=10)
+    with whole_file(path) as partial_file:
+        figure.savefig(partial_file)
+    return Path(path)

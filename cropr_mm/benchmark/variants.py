@@ -1,0 +1,107 @@
+"""The same weights with different selectors, to be measured against one another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from mmengine.config import Config, DictAction
+from mmengine.registry import MODELS
+from torch import nn
+
+from ..deploy import load_strictly
+from ..models import CroprPruner
+from ..models.cropr_vit import find_backbone
+
+LEARNT = 'cropr'
+"""Name of the config's own learnt selector."""
+
+SELECTORS = ('dense', LEARNT, 'difficulty', 'multilabel', 'patch', 'random', 'variance', 'attention')
+
+
+def pruner_of(selector: str, own: Mapping[str, Any] | None, num_classes: int) -> dict[str, Any]:
+    """Config of the pruner that a name stands for.
+
+    Args:
+        selector: one of :data:`SELECTORS` but ``'dense'``.
+        own: the pruner of the config, for ``'cropr'``; where it is not a learnt one, ``'difficulty'`` stands in.
+        num_classes: for those that learn.
+    """
+    if selector == LEARNT and own and _is_learnt(own):
+        return dict(own)
+    heads = dict(multilabel='MultiLabelAuxHead', patch='PatchSegAuxHead')
+    if selector in heads:
+        return dict(type='CroprPruner', aux_head=dict(type=heads[selector], num_classes=num_classes))
+    if selector in (LEARNT, 'difficulty'):
+        return dict(type='DifficultyPruner', num_classes=num_classes)
+    return dict(type=f'{selector.title()}Pruner')
+
+
+def _is_learnt(pruner: Mapping[str, Any]) -> bool:
+    kind = MODELS.get(pruner['type']) if isinstance(pruner['type'], str) else pruner['type']
+    return isinstance(kind, type) and issubclass(kind, CroprPruner)
+
+
+def pruning_of(selector: str, pruning: Mapping[str, Any], num_classes: int) -> dict[str, Any] | None:
+    """The ``pruning`` of a variant.
+
+    Args:
+        selector: a name out of :data:`SELECTORS`, behind it perhaps a colon and settings of ``pruning`` separated by
+            commas, such as ``'patch:aux_share=0.5,pruner.aux_head.query_stride=2'``.
+        pruning: the schedule, and the pruner that ``'cropr'`` stands for.
+        num_classes: classes of auxiliary heads that the config does not have.
+
+    Raises:
+        ValueError: an unknown selector, or settings that are none.
+    """
+    name, _, options = selector.partition(':')
+    if name not in SELECTORS:
+        raise ValueError(f'selector {name}; valid are {", ".join(SELECTORS)}')
+    changes = [option.partition('=') for option in options.split(',')] if options else []
+    if (changes and name == 'dense') or not all(key and equals for key, equals, _ in changes):
+        raise ValueError(f'selector {selector}; name:key=value,key=value is expected, with keys of pruning')
+    if name == 'dense':
+        return None
+    plan = {key: value for key, value in pruning.items() if key not in ('pruner', 'deploy')}
+    cfg = Config(dict(pruning={**plan, 'pruner': pruner_of(name, pruning.get('pruner'), num_classes)}))
+    cfg.merge_from_dict({f'pruning.{key}': DictAction._parse_iterable(value) for key, _, value in changes})
+    return cfg.pruning.to_dict()
+
+
+def build_variants(
+    build: Callable[[dict[str, Any] | None], nn.Module],
+    pruning: Mapping[str, Any] | None,
+    selectors: Sequence[str] = ('dense', LEARNT, 'random'),
+    num_classes: int = 150,
+    training: bool = False,
+) -> dict[str, nn.Module]:
+    """The same model with each of several selectors, all with the same weights but those of the pruners.
+
+    Args:
+        build: makes a model that holds a CroprViT, or is one, from the ``pruning`` of its backbone (None: dense).
+        pruning, num_classes: see :func:`pruning_of`.
+        selectors: see there.
+        training: in training mode, with auxiliary parts; otherwise folded and ready for inference.
+
+    Raises:
+        ValueError: no ``pruning``, or an unknown selector.
+    """
+    if not pruning:
+        raise ValueError('backbone.pruning is not set; a rate or keep is needed for the pruned variants')
+    variants: dict[str, nn.Module] = {}
+    for name in selectors:
+        model = build(pruning_of(name, pruning, num_classes))
+        if variants:
+            _copy_weights(next(iter(variants.values())), model)
+        variants[name] = model
+    for model in variants.values():
+        if not training:
+            find_backbone(model).switch_to_deploy()
+        model.train(training)
+    return variants
+
+
+def _copy_weights(source: nn.Module, model: nn.Module) -> None:
+    weights = {name: value for name, value in source.state_dict().items() if 'pruners.' not in name}
+    scorers = {name: value for name, value in model.state_dict().items() if 'pruners.' in name}
+    load_strictly(model, {**weights, **scorers}, 'a variant with another selector')

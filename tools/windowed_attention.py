@@ -1,0 +1,85 @@
+"""Time windowed attention among kept tokens against its alternatives, interleaved.
+
+    python tools/windowed_attention.py --json results/windowed-attention.json
+
+EVA-02-L's attention at 1536² (9216 tokens, windows of 16, 16 heads of 64 channels), as 408 tokens leave behind each
+block; which tokens are kept is random. In turn, on the same queries, keys and values:
+
+- windows: cropr_mm, among the tokens of each window that are still there;
+- global: attention among all tokens that are still there;
+- holes: whole windows, in which the tokens that left are masked;
+- masked: one attention of all 9216 tokens, masked to the tokens of the same window that are still there.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cropr_mm.benchmark.machine import describe_machine
+from cropr_mm.benchmark.throughput import compare_throughput
+from cropr_mm.models.windows import Windows, attend, count_windows, window_numbers, windowed_attention
+from cropr_mm.utils.io import write_json
+
+GRID, WINDOW, HEADS, CHANNELS, RATE = (96, 96), 16, 16, 64, 408
+
+
+def contenders(kept: int, device: str, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
+    """Calls that give the same output for the kept tokens, but for ``global``."""
+    number = window_numbers(GRID, WINDOW, device).sort().values[None]
+    total, count = number.shape[1], count_windows(GRID, WINDOW)
+    rows = torch.randperm(total, device=device)[:kept].sort().values
+    stays = torch.zeros(total, dtype=torch.bool, device=device)
+    stays[rows] = True
+    full = [torch.randn(1, total, HEADS, CHANNELS, device=device, dtype=dtype) for _ in range(3)]
+    few = [t[:, rows] for t in full]
+    windows = Windows(number[:, rows], count, WINDOW**2, 0, kept == total)
+    everyone = Windows(number, count, WINDOW**2, 0, True)
+    batch = [t.unflatten(1, (count, -1)).flatten(0, 1) for t in full]
+    there = stays.view(count, 1, 1, -1).expand(-1, 1, WINDOW**2, -1)
+    near = (number[0, :, None] == number[0]) & stays
+    near |= torch.eye(total, dtype=torch.bool, device=device)  # a softmax over nothing is NaN
+    calls = {
+        'dense': lambda: windowed_attention(*full, everyone),
+        'windows': lambda: windowed_attention(*few, windows),
+        'global': lambda: attend(*few),
+        'holes': lambda: attend(*batch, there),
+        'masked': lambda: attend(*full, near[None, None]),
+    }
+    with torch.inference_mode():
+        ours = calls['windows']()
+        for name in ('holes', 'masked'):
+            other = calls[name]().reshape(1, total, HEADS, CHANNELS)[:, rows]
+            torch.testing.assert_close(ours, other, rtol=0, atol=1e-2 if dtype != torch.float32 else 1e-4)
+    return calls
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--blocks', type=int, nargs='+', default=[1, 6, 12, 18, 22], help='in front of which to time')
+    parser.add_argument('--rounds', type=int, default=5)
+    parser.add_argument('--device', default='cpu')
+    parser.add_argument('--dtype', choices=['float32', 'float16', 'bfloat16'], default='float32')
+    parser.add_argument('--json', type=Path, metavar='OUT')
+    args = parser.parse_args()
+    results = []
+    for block in args.blocks:
+        kept = GRID[0] * GRID[1] - RATE * block
+        calls = contenders(kept, args.device, getattr(torch, args.dtype))
+        timings = compare_throughput(calls, 1, args.rounds, warmup=1, device=args.device)
+        milliseconds = {name: 1000 / timing.images_per_second for name, timing in timings.items()}
+        spread = {name: timing.spread for name, timing in timings.items()}
+        results.append(dict(block=block, tokens=kept, milliseconds=milliseconds, spread=spread))
+        shown = '  '.join(f'{name} {value:8.1f} ms (±{spread[name]:.0%})' for name, value in milliseconds.items())
+        print(f'block {block:2}, {kept:4} tokens:  {shown}', flush=True)
+    if args.json:
+        settings = dict(device=args.device, dtype=args.dtype, threads=torch.get_num_threads())
+        write_json(args.json, dict(**describe_machine(args.device), **settings, results=results))
+
+
+if __name__ == '__main__':
+    main()
