@@ -49,9 +49,7 @@ def test_training_counts_about_three_forward_passes():
 
 def test_targets_are_part_of_every_training_step(monkeypatch):
     asked = []
-    step, _ = _training_step(
-        variants(True)['cropr'], random_batch('', 2, 24, 24, 3), Setting(training=True)
-    )
+    step, _ = _training_step(variants(True)['cropr'], random_batch('', 2, 24, 24, 3), Setting(training=True))
     monkeypatch.setattr(targets, 'check_classes', lambda *a: asked.append(1))
     step()
     once = len(asked)
