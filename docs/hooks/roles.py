@@ -61,6 +61,6 @@ def _path(target: str, owner: griffe.Object) -> str | None:
     found = {
         one.canonical_path
         for one in _objects(package)
-        if one.name == name and (not outer or one.parent is not None and one.parent.name == outer[-1])
+        if one.name == name and (not outer or (one.parent is not None and one.parent.name == outer[-1]))
     }
     return found.pop() if len(found) == 1 else None
