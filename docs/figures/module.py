@@ -27,7 +27,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
 DEPTH, BLOCK, KEEP, SIZE, PATCH = 8, 2, 1 / 3, 96, 8
 SIDE = SIZE // PATCH
-SCENE, STEPS, BATCH = 3, 250, 16
+SCENE, STEPS, BATCH = 3, 200, 16
 INK, QUIET, MAIN, SCORE, TRAIN = '#25283d', '#7d8296', '#3f51b5', '#c8424f', '#00796b'
 EMPTY = '#eef0f6'
 
@@ -37,7 +37,7 @@ EMPTY = '#eef0f6'
 
 def build_model() -> CroprViT:
     """The sample ViT with one untrained module, which prunes two thirds of the tokens at once."""
-    pruner = dict(type='CroprPruner', aux_head=dict(type='MultiLabelAuxHead', num_classes=len(CLASSES)))
+    pruner = dict(type='DifficultyPruner', num_classes=len(CLASSES))
     model = CroprViT(
         dict(family='vit', embed_dim=128, depth=DEPTH, num_heads=4, mlp_ratio=4.0),
         img_size=SIZE,
@@ -198,8 +198,8 @@ def _draw_training(canvas: Canvas, x_tokens: float, x_scores: float, top: float,
     canvas.text((x_tokens + x_scores) / 2, y + height / 2 - 0.28, 'training only', 12, color=TRAIN, weight='bold')
     upper, lower = y + 0.28, y - 0.72
     canvas.box(x_scores, upper, 2.3, 0.62, r'learned queries $Q$,  $\bar q = \Sigma_n Q_n$', SCORE)
-    canvas.box(x_tokens, upper, 1.75, 0.62, 'attention,\nMLP', TRAIN)
-    canvas.box(x_tokens, lower, 1.75, 0.62, 'auxiliary head', TRAIN)
+    canvas.box(x_tokens, upper, 1.75, 0.62, 'attention\nto the tokens', TRAIN)
+    canvas.box(x_tokens, lower, 1.75, 0.62, 'auxiliary\nprediction', TRAIN)
     canvas.box(x_scores, lower, 2.3, 0.62, 'auxiliary loss\nagainst the labels', TRAIN)
     canvas.arrow((x_scores - 1.2, upper), (x_tokens + 0.93, upper), TRAIN)
     canvas.arrow((x_tokens, upper - 0.34), (x_tokens, lower + 0.34), TRAIN)
