@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import os
 import re
 import shutil
@@ -88,3 +89,12 @@ def test_lint_finds_nothing_in_it(copy):
 
 def test_reference_has_it(copy):
     assert '\n::: cropr_mm.CentrePruner\n' in (copy / 'docs' / 'api' / 'pruners.md').read_text(encoding='utf-8')
+
+
+def test_pre_commit_has_the_versions_of_the_extras():
+    extras = configparser.ConfigParser(interpolation=None)
+    extras.read(ROOT / 'setup.cfg')
+    versions = extras['options.extras_require']['tests'].split()
+    hooks = (ROOT / '.pre-commit-config.yaml').read_text(encoding='utf-8')
+    pinned = re.findall(r"additional_dependencies: \['((?:ruff|vermin)\b.*?)'\]", hooks)
+    assert len(pinned) == 3 and set(pinned) <= set(versions)
