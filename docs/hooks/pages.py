@@ -13,8 +13,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mkdocs.structure.files import File, Files
-
 ROOT = Path(__file__).resolve().parents[2]
 # file in the repository → page of the site; without those that are not there
 PAGES = {
@@ -28,11 +26,16 @@ PAGES = {
 PAGES = {source: page for source, page in PAGES.items() if (ROOT / source).exists()}
 _LINK = re.compile(r'(?P<image>!?)\[(?P<text>(?:[^\[\]]|!?\[[^\]]*\]\([^)]*\))*)\]\((?P<to>[^)\s]+)\)')
 _SOURCE = re.compile(r'(?P<attribute>src|srcset|href)="(?P<to>[^"]+)"')
+_FETCHED = re.compile(
+    r'<(?:script|link(?! rel="canonical")|img|iframe|source|video)\b[^>]*(?:src|href|srcset)="(?:https?:)?//[^>]*>'
+)
 _FENCE = re.compile(r'^( *)(```|~~~).*?^\1\2', re.S | re.M)
 _log = logging.getLogger('mkdocs.plugins.pages')
 
 
-def on_files(files: Files, config: Any) -> Files:
+def on_files(files: Any, config: Any) -> Any:
+    from mkdocs.structure.files import File
+
     for source, page in PAGES.items():
         files.append(File.generated(config, page, content=(ROOT / source).read_text(encoding='utf-8')))
     return files
@@ -44,8 +47,18 @@ def on_serve(server: Any, config: Any, builder: Any) -> Any:
     return server
 
 
-def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    source = _source_of(page.file.src_uri)
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+    return relink(markdown, _source_of(page.file.src_uri))
+
+
+def on_post_page(output: str, page: Any, config: Any) -> str:
+    for tag in _FETCHED.findall(output):
+        _log.warning('%s: %s would be fetched when the page is viewed', page.file.src_uri, tag)
+    return output
+
+
+def relink(markdown: str, source: str) -> str:
+    """A file of the repository with its links as they are on the site."""
     parts, end = [], 0
     for fence in _FENCE.finditer(markdown):  # code stays as it is
         parts += [_relink(markdown[end : fence.start()], source), fence[0]]
