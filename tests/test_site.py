@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -25,6 +26,7 @@ def pages():
 def test_reference_has_every_public_name():
     reference = '\n'.join(file.read_text(encoding='utf-8') for file in (ROOT / 'docs' / 'api').glob('*.md'))
     named = re.findall(r'^::: cropr_mm\.(\w+)$', reference, re.M)
+    named = [name for name in named if not isinstance(getattr(cropr_mm, name), ModuleType)]
     assert sorted(named) == sorted(set(cropr_mm.__all__) - {'__version__'})
 
 
