@@ -103,12 +103,12 @@ class Canvas:
         self.axes = self.figure.add_axes((0, 0, 1, 1), xlim=(0, self.WIDTH), ylim=(0, self.HEIGHT), aspect='equal')
         self.axes.axis('off')
 
-    def text(self, x: float, y: float, text: str, size: float = 11, **style) -> None:
+    def text(self, x: float, y: float, text: str, size: float = 12.5, **style) -> None:
         self.axes.text(x, y, text, **{'ha': 'center', 'va': 'center', 'fontsize': size, 'color': INK, **style})
 
     def title(self, x: float, y: float, title: str, below: str, colour: str = MAIN) -> None:
-        self.text(x, y + 0.3, title, 14, color=colour, weight='bold')
-        self.text(x, y, below, 10.5)
+        self.text(x, y + 0.31, title, 16.5, color=colour, weight='bold')
+        self.text(x, y, below)
 
     def cells(self, x: float, y: float, veil: np.ndarray, colours: np.ndarray | None = None) -> None:
         """A grid of cells with its centre at (x, y): of the image under a veil of 0 to 1, or of colours."""
@@ -121,13 +121,13 @@ class Canvas:
             face = (*to_rgb(EMPTY), veil[row, column]) if colours is None else colours[row, column]
             self.axes.add_patch(Rectangle(corner, cell, cell, facecolor=face, edgecolor='white', lw=1.1, zorder=2))
 
-    def box(self, x: float, y: float, width: float, height: float, text: str, colour: str, size: float = 10.5) -> None:
+    def box(self, x: float, y: float, width: float, height: float, text: str, colour: str) -> None:
         shape = f'round,pad=0,rounding_size={min(0.12, height / 3)}'
         corner = x - width / 2, y - height / 2
         face = tuple(0.9 + 0.1 * part for part in to_rgb(colour))
         patch = FancyBboxPatch(corner, width, height, boxstyle=shape, fc=face, ec=colour, lw=1.3, zorder=3)
         self.axes.add_patch(patch)
-        self.text(x, y, text, size, zorder=4, linespacing=1.35)
+        self.text(x, y, text, 12, zorder=4, linespacing=1.3)
 
     def arrow(self, start, end, colour: str = INK, bend: str = 'arc3', style: str = '-', label: str = '') -> None:
         arrow = FancyArrowPatch(
@@ -144,7 +144,7 @@ class Canvas:
         )
         self.axes.add_patch(arrow)
         if label:
-            self.text((start[0] + end[0]) / 2, (start[1] + end[1]) / 2 + 0.17, label, 10, color=colour)
+            self.text((start[0] + end[0]) / 2, (start[1] + end[1]) / 2 + 0.19, label, 12, color=colour)
 
 
 def draw(image: np.ndarray, scores: np.ndarray, kept: np.ndarray, out: Path) -> None:
@@ -156,7 +156,7 @@ def draw(image: np.ndarray, scores: np.ndarray, kept: np.ndarray, out: Path) -> 
 
     canvas.title(x_tokens, above, f'after block {BLOCK}', f'{total} patch tokens')
     canvas.cells(x_tokens, middle, clear)
-    canvas.title(x_scores, above, 'score', r'$a_m = \bar q \cdot x_m$  (bright is high)', SCORE)
+    canvas.title(x_scores, above, 'score', r'$a_m = \bar q \cdot x_m$  (bright: high)', SCORE)
     canvas.cells(x_scores, middle, clear, plt.get_cmap('inferno')(_brightness(scores)))
     canvas.title(x_kept, above, 'prune', f'the {count} best are kept')
     canvas.cells(x_kept, middle, 1.0 * ~kept)
@@ -165,7 +165,7 @@ def draw(image: np.ndarray, scores: np.ndarray, kept: np.ndarray, out: Path) -> 
         canvas.box(x_blocks, middle + 0.62 - 0.62 * place, 1.6, 0.46, text, MAIN)
     canvas.title(x_fused, above, 'fuse', f'all {total} enter block {DEPTH - 1}')
     canvas.cells(x_fused, middle, 0.55 * ~kept)
-    canvas.text(x_kept, low - half - 0.22, f'{total - count} are pruned', 10.5, color=QUIET)
+    canvas.text(x_kept, low - half - 0.22, f'{total - count} are pruned', color=QUIET)
     canvas.cells(x_kept, low, 1.0 * kept)
 
     canvas.arrow((x_tokens + half + gap, middle), (x_scores - half - gap, middle))
@@ -175,7 +175,7 @@ def draw(image: np.ndarray, scores: np.ndarray, kept: np.ndarray, out: Path) -> 
     canvas.arrow((x_kept, middle - half - gap), (x_kept, low + half + gap), QUIET)
     bend = 'angle,angleA=0,angleB=90,rad=14'
     canvas.arrow((x_kept + half + gap, low), (x_fused, middle - half - gap), QUIET, bend, (0, (4, 2)))
-    canvas.text(x_blocks + 0.15, low + 0.2, 'unchanged until the last block', 10.5, color=QUIET)
+    canvas.text(x_blocks + 0.15, low + 0.2, 'unchanged until the last block', color=QUIET)
 
     _draw_training(canvas, x_tokens, x_scores, middle - half - gap, low)
     canvas.figure.savefig(out, metadata={'Date': None})
@@ -195,9 +195,9 @@ def _draw_training(canvas: Canvas, x_tokens: float, x_scores: float, top: float,
         lw=1.3, ls=(0, (5, 3)),
     )  # fmt: skip
     canvas.axes.add_patch(frame)
-    canvas.text((x_tokens + x_scores) / 2, y + height / 2 - 0.28, 'training only', 12, color=TRAIN, weight='bold')
+    canvas.text((x_tokens + x_scores) / 2, y + height / 2 - 0.28, 'training only', 14, color=TRAIN, weight='bold')
     upper, lower = y + 0.28, y - 0.72
-    canvas.box(x_scores, upper, 2.3, 0.62, r'learned queries $Q$,  $\bar q = \Sigma_n Q_n$', SCORE)
+    canvas.box(x_scores, upper, 2.3, 0.62, 'learned queries $Q$\n$\\bar q = \\Sigma_n Q_n$', SCORE)
     canvas.box(x_tokens, upper, 1.75, 0.62, 'attention\nto the tokens', TRAIN)
     canvas.box(x_tokens, lower, 1.75, 0.62, 'auxiliary\nprediction', TRAIN)
     canvas.box(x_scores, lower, 2.3, 0.62, 'auxiliary loss\nagainst the labels', TRAIN)
@@ -205,7 +205,7 @@ def _draw_training(canvas: Canvas, x_tokens: float, x_scores: float, top: float,
     canvas.arrow((x_tokens, upper - 0.34), (x_tokens, lower + 0.34), TRAIN)
     canvas.arrow((x_tokens + 0.93, lower), (x_scores - 1.2, lower), TRAIN)
     canvas.arrow((x_tokens, top), (x_tokens, upper + 0.34), TRAIN)
-    canvas.text(x_tokens + 0.12, (top + upper) / 2 + 0.42, 'stop-gradient', 9.5, color=TRAIN, ha='left')
+    canvas.text(x_tokens + 0.12, (top + upper) / 2 + 0.42, 'stop-gradient', 12, color=TRAIN, ha='left')
     canvas.arrow((x_scores, upper + 0.34), (x_scores, top), SCORE)
 
 
