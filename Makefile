@@ -37,6 +37,8 @@ test: lint
 # The requirements are the extra `docs` of setup.cfg, without the package itself and so without torch.
 DOCS := .venv-docs
 $(DOCS)/requirements.txt: setup.cfg
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else 1)' || \
+	  { echo "docs: PYTHON=$(PYTHON) is too old; valid: Python 3.10 or newer" >&2; exit 2; }
 	$(PYTHON) -m venv $(DOCS)
 	$(PYTHON) -c 'import configparser as c; p = c.ConfigParser(); p.read("setup.cfg"); print(p["options.extras_require"]["docs"])' > $@.new
 	$(DOCS)/bin/python -m pip install --quiet -r $@.new
