@@ -77,7 +77,7 @@ def test_the_docs_say_what_is_tested():
     text = DOCS.read_text()
     assert table.summary() in text
     parts = table.tables()
-    assert all(part in text for part in parts)
+    assert all(part in text for part in parts) and table.further() in text
     assert text.count('\n|') == sum(part.count('\n|') + 1 for part in parts)  # and no rows besides
 
 
