@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 
 from cropr_mm import CroprHook, CroprViT
-from cropr_mm.cli.launch import build_runner
+from cropr_mm.cli.run import build_runner
 from cropr_mm.engine.curriculum import Curriculum
 from cropr_mm.engine.retrofit import check_start
 

@@ -60,3 +60,13 @@ def test_the_readme_counts_what_the_tests_run():
     assert f'{counts[0][0]} of {counts[0][1]} config folders of mmsegmentation and ' in text
     assert f'{counts[1][0]} of {counts[1][1]} of mmdetection' in text
     assert table.further() in page('heads')
+
+
+@pytest.mark.parametrize('path', PAGES, ids=name)
+def test_tools_have_the_options_that_pages_name(path):
+    """In commands such as ``python tools/test.py CONFIG --tta``, over several lines too."""
+    text = path.read_text().replace('\\\n', ' ')
+    shared = ''.join(file.read_text() for file in (ROOT / 'cropr_mm' / 'cli').glob('*.py'))
+    for tool, arguments in re.findall(r'python (tools/\w+\.py)([^`\n]*)', text):
+        source = (ROOT / tool).read_text() + shared
+        assert [option for option in re.findall(r'--[\w-]+', arguments) if f"'{option}'" not in source] == []

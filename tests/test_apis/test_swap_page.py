@@ -4,7 +4,8 @@ import pytest
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 
-from cropr_mm.cli.launch import build_model, register_library
+from cropr_mm.cli.model import build_model
+from cropr_mm.utils.libraries import register_library
 
 from ..test_heads.steps import det_batch, seg_batch, shrink, step
 from ..test_heads.table import Entry

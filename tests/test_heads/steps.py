@@ -16,7 +16,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.structures import InstanceData, PixelData
 
 from cropr_mm import CroprHook, CroprViT, swap_backbone
-from cropr_mm.cli.launch import build_model
+from cropr_mm.cli.model import build_model
 
 from .table import Entry
 

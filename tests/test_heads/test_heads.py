@@ -10,7 +10,7 @@ import torch
 from helpers import PYTORCH_2_1
 
 from cropr_mm import CroprHook
-from cropr_mm.cli.launch import build_model
+from cropr_mm.cli.model import build_model
 from cropr_mm.engine.retrofit import evaluate_all_but_pruners, freeze_all_but_pruners
 
 from . import steps, table
