@@ -59,9 +59,8 @@ def folded():
 
 
 def two_hooks():
-    model = torch.nn.Sequential(vit(difficulty(rate=4)))
-    CroprHook().attach(model)
-    CroprHook().attach(model)
+    hooks = [CroprHook(), CroprHook()]
+    hooks[0].before_train(SimpleNamespace(model=torch.nn.Sequential(vit(difficulty(rate=4))), hooks=hooks))
 
 
 def sharded_average():

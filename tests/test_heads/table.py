@@ -45,7 +45,7 @@ TRACKER_ALONE = {'model.reid': None, 'model.tracker': None, 'model.data_preproce
 TEXT = 'reads a text model (transformers is not installed, and it needs its weights)'
 LAP = 'the tracker needs the package lap; its detector is a YOLOX, which works'
 TRACK = 'trains detector and tracker together on pairs of frames, which CroprHook cannot supervise'
-TRACK_ERROR = r'CroprHook cannot supervise a scorer there'
+TRACK_ERROR = r'CroprHook cannot supervise a (pruner|scorer) there'
 
 MMSEG: dict[str, Entry] = {
     'ann': Entry('ann_r50-d8_4xb2-40k_cityscapes-512x1024'),
