@@ -186,7 +186,7 @@ def step(cfg: Config, batch: Callable[[], dict[str, Any]]) -> tuple[dict[str, fl
     assert all(
         p.grad.abs().sum() > 0 for p in (backbones[0].patch_embed.proj.weight, backbones[0].blocks[0].mlp.fc1.weight)
     )
-    assert all(pruner.queries.grad.abs().sum() > 0 for pruner in backbones[0].pruners)
+    assert all(pruner.queries.grad.abs().sum() > 0 for pruner in backbones[0].pruners.values())
     model.eval()
     with torch.no_grad():
         return log, model.test_step({key: values[:1] for key, values in batch().items()})
