@@ -1,7 +1,8 @@
 """What the auxiliary heads learn: targets from the data samples of mmsegmentation, mmdetection and mmpretrain.
 
 No shape depends on the labels, and nothing is copied to the host: labels on a GPU need no synchronisation. There, a
-class out of range stops the training by an assertion on the device, which names the setting as the ValueError elsewhere does.
+class out of range stops the training by an assertion on the device, which names the setting as the ValueError
+elsewhere does.
 """
 
 from __future__ import annotations
