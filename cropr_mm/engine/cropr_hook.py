@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..checkpoint.state_dict import weights_of
+from ..checkpoint.whole_model import weights_of
 from ..models.cropr_vit import CroprViT
 from .bfloat16 import let_mmcv_take_bfloat16
 from .checks import unwrap, warn_before_training

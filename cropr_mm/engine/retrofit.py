@@ -15,8 +15,8 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from ..checkpoint.locate import shorten
-from ..deploy import load_what_fits
+from ..checkpoint.names import shorten
+from ..checkpoint.whole_model import load_what_fits
 from ..models.cropr_vit import CroprViT
 from ..utils.checks import is_type
 

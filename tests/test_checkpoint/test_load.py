@@ -271,7 +271,7 @@ def test_a_model_without_a_class_token_leaves_it_out_and_says_so(weights, tmp_pa
     load_vit_weights(model, save(weights, tmp_path / 'w.pth'))
     expected = {name: value for name, value in weights.items() if name != 'cls_token'}
     assert_same(model, {**expected, 'pos_embed': weights['pos_embed'][:, 1:]})
-    assert 'class token left out, as the model has none' in log()
+    assert '[CLS] token left out, as the model has none' in log()
 
 
 def detector_of_eva02(angles):

@@ -4,14 +4,13 @@ import pytest
 import torch
 from helpers import cropr, shards_on_a_cpu, small_vit
 from mmengine._strategy import FSDPStrategy
+from mmengine.logging import MMLogger
 from mmengine.runner.checkpoint import load_checkpoint, load_state_dict
 from torch import nn
 from torch.distributed.fsdp import FullStateDictConfig, StateDictType
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 
-from cropr_mm.checkpoint import resize_position_embedding
-from cropr_mm.checkpoint.state_dict import weights_of
-from cropr_mm.deploy import load_every_parameter, read_checkpoint
+from cropr_mm.checkpoint import load_every_parameter, read_checkpoint, resize_position_embedding, weights_of
 from cropr_mm.engine import CroprFSDPStrategy, wrap_vit_blocks
 
 PRUNING = dict(pruner=cropr(), rate=8)
@@ -97,7 +96,7 @@ def test_an_embedding_of_an_unknown_grid_is_refused():
         (
             dict(pruning=PATCHES),
             dict(pruning=PATCHES, img_size=48),
-            r'pruners.0.queries \[36, 16\], expected \[144, 16\].*Scorers with a query for each patch belong to one',
+            r'pruners.0.queries \[36, 16\], expected \[144, 16\].*Pruners with a query for each patch belong to one',
         ),
         (
             dict(pruning=dict(pruner=cropr(mlp=False), rate=8)),
@@ -274,3 +273,19 @@ def test_a_sharded_models_file_has_its_grid(sharded, monkeypatch):
     monkeypatch.setattr(FSDPStrategy, 'model_state_dict', lambda self: sharded.state_dict())
     state = CroprFSDPStrategy.model_state_dict(CroprFSDPStrategy.__new__(CroprFSDPStrategy))
     assert state._metadata['backbone']['grid'] == (6, 6) and '' in state._metadata
+
+
+@shards_on_a_cpu
+def test_a_sharded_model_reads_the_grid_of_a_file(sharded):
+    """4 × 9 patches are as many as 6 × 6: without the grid they would be loaded as they are."""
+    dense = Segmentor(img_size=(16, 36))
+    state = dense.state_dict()
+    wrapped = type(state)((f'module.{name}', value) for name, value in state.items())
+    wrapped._metadata = {f'module.{name}'.rstrip('.'): entry for name, entry in state._metadata.items()}
+    strategy = CroprFSDPStrategy.__new__(CroprFSDPStrategy)
+    strategy.model, strategy.logger = sharded, MMLogger.get_current_instance()
+    for weights in (state, wrapped):
+        CroprFSDPStrategy.load_model_state_dict(strategy, weights)
+        expected = resize_position_embedding(dense.backbone.pos_embed, (4, 9), (6, 6), 1)
+        with FSDP.summon_full_params(sharded):
+            assert torch.equal(sharded.module.backbone.pos_embed, expected)
