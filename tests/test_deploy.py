@@ -59,12 +59,12 @@ def explicit_scores(weights, x, reverse):
 def test_the_folded_model_keeps_what_the_trained_scores_say(name, plan):
     """Folding computes the scores of both models of :func:`fold_into`; here they come from the trained weights."""
     trained, deployed = (Model(SELECTORS[name], deploy, **plan).eval() for deploy in (False, True))
-    weights = [{k: v.clone() for k, v in pruner.state_dict().items()} for pruner in trained.backbone.pruners]
+    weights = [{k: v.clone() for k, v in pruner.state_dict().items()} for pruner in trained.backbone.pruners.values()]
     fold_into(trained, deployed)
     backbone, seen, kept, prefix = deployed.backbone, {}, [], deployed.backbone.num_prefix_tokens
     for i, block in enumerate(backbone.blocks):
         block.register_forward_hook(lambda module, args, out, i=i: seen.update({i: out[:, prefix:].double()}))
-    backbone.prune_listeners.append(lambda module, block, stay, leave: kept.append((block, stay)))
+    backbone.prune_listeners.append(lambda block, stay, leave: kept.append((block, stay)))
     features(deployed, torch.randn(3, 3, 24, 24))
     raster = torch.arange(36).expand(3, -1)
     assert len(kept) == len(weights) > 0
@@ -117,7 +117,7 @@ def test_a_fold_that_changes_the_output_is_refused():
     def wrong():
         fold()
         with torch.no_grad():
-            trained.backbone.pruners[1].queries.neg_()
+            trained.backbone.pruners['1'].queries.neg_()
 
     trained.backbone.switch_to_deploy = wrong
     with pytest.raises(ValueError, match=r'differs from the trained one by .*at most 1e-05.*nothing was written'):

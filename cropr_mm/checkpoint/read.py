@@ -127,9 +127,9 @@ def _load_safetensors(path: str, map_location: Any) -> dict[str, Any]:
     with safe_open(path, framework='pt') as file:
         header, names = file.metadata() or {}, list(file.keys())
         # By PyTorch, for which 'cuda' is the device of this process and not always the first.
-        state = OrderedDict((name, file.get_tensor(name).to(device)) for name in names)
+        state: Any = OrderedDict((name, file.get_tensor(name).to(device)) for name in names)
     grids = _json(header.get(GRIDS))
-    state._metadata = {place: {'grid': grid} for place, grid in grids.items()}  # type: ignore[attr-defined]
+    state._metadata = {place: {'grid': grid} for place, grid in grids.items()}
     return dict(state_dict=state, meta=_json(header.get('meta')))
 
 

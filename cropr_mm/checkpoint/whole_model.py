@@ -29,10 +29,10 @@ def weights_of(checkpoint: Mapping[str, Any]) -> OrderedDict[str, Tensor]:
     if not isinstance(state, Mapping):
         raise ValueError(f'state_dict of the checkpoint is a {type(state).__name__}; a dict of tensors is expected')
     named = {name: value for name, value in state.items() if isinstance(name, str) and isinstance(value, Tensor)}
-    weights = OrderedDict((strip_wrappers(name), value) for name, value in named.items())
+    weights: Any = OrderedDict((strip_wrappers(name), value) for name, value in named.items())
     metadata = getattr(state, '_metadata', None)
     if metadata is not None:
-        weights._metadata = {strip_module(name): entry for name, entry in metadata.items()}  # type: ignore[attr-defined]
+        weights._metadata = {strip_module(name): entry for name, entry in metadata.items()}
     return weights
 
 
@@ -139,9 +139,9 @@ def save_weights(path: str | Path, weights: Mapping[str, Tensor], meta: Mapping[
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise ValueError(f'{str(path)!r}: a file name that ends in {" or ".join(SUFFIXES)} is expected')
-    tensors = OrderedDict((k, v.detach().cpu().contiguous().clone()) for k, v in weights.items())
+    tensors: Any = OrderedDict((k, v.detach().cpu().contiguous().clone()) for k, v in weights.items())
     if hasattr(weights, '_metadata'):  # of a state dict: a CroprViT's patch grid, among others
-        tensors._metadata = weights._metadata  # type: ignore[attr-defined]
+        tensors._metadata = weights._metadata
     with whole_file(path) as partial:
         if path.suffix == '.safetensors':
             from safetensors.torch import save_file

@@ -28,7 +28,7 @@ class CroprFSDPStrategy(FSDPStrategy):
     """mmengine's FSDPStrategy with the optimizer that the same config has without sharding.
 
     The parameter groups are made before the model is wrapped. Afterwards a parameter is a flat shard with another
-    name, so rules by name, by number of dimensions (no weight decay on biases) and by module would go astray
+    name, so rules by name, by number of dimensions (no weight decay on biases) and by module would be wrong
     unnoticed. ``clip_grad`` clips by the norm of the whole gradient, not of each shard by its own. Training resumes:
     mmengine 0.10 calls PyTorch before 2.1.
 
@@ -88,7 +88,7 @@ class CroprFSDPStrategy(FSDPStrategy):
         return state
 
     def load_model_state_dict(self, state_dict: dict[str, Any], *, strict: bool = False, **unused: Any) -> None:
-        weights = weights_of(dict(state_dict=state_dict))  # under DDP, FlexibleRunner saves the wrapper's names
+        weights: Any = weights_of(dict(state_dict=state_dict))  # under DDP, FlexibleRunner saves the wrapper's names
         metadata = getattr(weights, '_metadata', {})
         modules = {name: metadata.get(strip_module(name)) for name, _ in self.model.named_modules()}
         weights._metadata = {name: entry for name, entry in modules.items() if entry is not None}

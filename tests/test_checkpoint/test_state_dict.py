@@ -60,7 +60,7 @@ def test_position_embeddings_are_resized(load, size, tmp_path):
     expected = resize_position_embedding(theirs.pos_embed, (6, 6), ours.grid, 1)
     assert torch.equal(ours.pos_embed, expected) and not torch.equal(ours.pos_embed[:, 1:37], theirs.pos_embed[:, 1:37])
     assert torch.equal(ours.blocks[3].mlp.fc1.weight, theirs.blocks[3].mlp.fc1.weight)
-    assert torch.equal(ours.pruners[2].queries, theirs.pruners[2].queries)
+    assert torch.equal(ours.pruners['2'].queries, theirs.pruners['2'].queries)
 
 
 @doors
@@ -125,7 +125,7 @@ def test_new_heads_are_mmengines_business(load, tmp_path):
     else:
         load(model, trained, tmp_path)
         assert model.head.weight.shape == (3, 16)
-    assert torch.equal(model.backbone.pruners[1].queries, trained.backbone.pruners[1].queries)
+    assert torch.equal(model.backbone.pruners['1'].queries, trained.backbone.pruners['1'].queries)
 
 
 @pytest.mark.parametrize('names', [[], ['backbone.cls_token', 'backbone.pos_embed', 'backbone.layers.0.ln1.weight']])
@@ -193,7 +193,7 @@ def test_scorers_alone_are_loaded():
     model.backbone.scorers_are_new = True
     scorers = {name: value for name, value in trained.state_dict().items() if '.pruners.' in name}
     load_state_dict(model, scorers)
-    assert torch.equal(model.backbone.pruners[2].queries, trained.backbone.pruners[2].queries)
+    assert torch.equal(model.backbone.pruners['2'].queries, trained.backbone.pruners['2'].queries)
     assert torch.equal(model.backbone.blocks[0].mlp.fc1.weight, before) and not model.backbone.scorers_are_new
     del scorers['backbone.pruners.1.queries']
     with pytest.raises(ValueError, match=r'does not fit the CroprViT of the config \(missing: pruners.1.queries\)'):

@@ -68,7 +68,7 @@ def test_losses_join_the_dict_of_the_model():
     assert list(losses) == ['loss_main', 'acc', 'cropr.loss_aux', *(f'cropr.aux.{i}' for i in range(3))]
 
 
-def test_the_sum_of_the_modules_enters_the_total_once():
+def test_the_sum_over_the_pruners_enters_the_total_once():
     model = Segmentor()
     attached(model)
     log = step(model)
@@ -105,9 +105,9 @@ def test_two_backbones_share_the_loss():
 
     model.forward = forward
     attached(model)
-    before = model.second.pruners[0].queries.detach().clone()
+    before = model.second.pruners['0'].queries.detach().clone()
     log = step(model)
-    assert not torch.equal(model.second.pruners[0].queries, before)
+    assert not torch.equal(model.second.pruners['0'].queries, before)
     torch.testing.assert_close(log['loss'], log['loss_main'] + log['cropr.loss_aux'])
 
 
@@ -139,15 +139,30 @@ def test_a_model_without_cropr_vit_is_named():
 
 
 def test_a_second_hook_is_refused(tmp_path):
-    model = Segmentor()
-    first = attached(model)
     with pytest.raises(ValueError, match=r'CroprHook: Segmentor has one already; leave one of them in custom_hooks'):
-        attached(model)
-    assert len(model._forward_hooks) == 1 and model.backbone.aux_is_read
-    first.detach()
-    attached(model)  # one after the other is fine
-    with pytest.raises(ValueError, match=r'has one already'):
         train(tmp_path, by_epoch=False, hooks=[CroprHook()])
+
+
+def test_a_training_that_an_exception_ended_is_no_obstacle_to_the_next(tmp_path):
+    """mmengine calls no hook then; the next one to attach takes the place of the one that stayed."""
+
+    class Stop(Hook):
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            raise KeyboardInterrupt
+
+    model = Segmentor()
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / 'first', by_epoch=False, model=model, hooks=[Stop()])
+    assert model._forward_hooks and model.backbone.aux_is_read
+    _, progress = train(tmp_path / 'second', by_epoch=False, model=model)
+    assert progress[-1] == 1 and not model._forward_hooks and not model.backbone.aux_is_read
+    first = attached(model)
+    second = attached(model)
+    assert len(model._forward_hooks) == 1 and model.backbone.aux_is_read
+    first.detach()  # has nothing left to undo
+    assert model._forward_hooks and model.backbone.aux_is_read
+    second.detach()
+    assert not model._forward_hooks
 
 
 def test_losses_that_the_hook_never_sees_are_an_error():
@@ -198,7 +213,7 @@ def test_the_hook_adds_no_state():
     attached(model)
     step(model)
     assert list(model.state_dict()) == before
-    copy.deepcopy(model)  # no graph of the last step is left behind
+    copy.deepcopy(model)  # no graph of the last step remains
 
 
 # --- accumulation and mixed precision -------------------------------------------------------------------------
@@ -237,9 +252,9 @@ class CpuAmp(OptimWrapper):
 def test_mixed_precision_trains_the_pruners():
     model = Segmentor()
     attached(model)
-    before = model.backbone.pruners[0].queries.detach().clone()
+    before = model.backbone.pruners['0'].queries.detach().clone()
     log = step(model, CpuAmp(torch.optim.SGD(model.parameters(), lr=0.1)))
-    assert log['loss'].isfinite() and not torch.equal(model.backbone.pruners[0].queries, before)
+    assert log['loss'].isfinite() and not torch.equal(model.backbone.pruners['0'].queries, before)
 
 
 # --- a whole training -----------------------------------------------------------------------------------------
@@ -276,7 +291,10 @@ def train(
             sampler=dict(type='DefaultSampler' if by_epoch else 'InfiniteSampler', shuffle=False),
         ),
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
-        default_hooks=dict(checkpoint=dict(type='CheckpointHook', by_epoch=by_epoch, interval=1 if by_epoch else 4)),
+        default_hooks=dict(
+            checkpoint=dict(type='CheckpointHook', by_epoch=by_epoch, interval=1 if by_epoch else 4),
+            **settings.pop('logs', {}),
+        ),
         custom_hooks=[*([] if ramp is None else [dict(type='CroprHook', ramp=ramp, **(hook or {}))]), reader, *hooks],
         resume=resume,
         log_level=settings.pop('log_level', 'ERROR'),
@@ -318,7 +336,7 @@ def test_validation_in_between_prunes_at_the_full_rate(tmp_path):
         def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
             runner.model.eval()
             with torch.no_grad():
-                self.counts.append(runner.model.backbone._leaving((6, 6)))
+                self.counts.append(runner.model.backbone.counts((6, 6)))
                 runner.model(data_batch['inputs'], data_batch['data_samples'], mode='predict')
             runner.model.train()
 
@@ -326,13 +344,13 @@ def test_validation_in_between_prunes_at_the_full_rate(tmp_path):
     evaluate.counts = []
     train(tmp_path, by_epoch=False, hooks=[evaluate])
     assert all(counts == evaluate.counts[-1] for counts in evaluate.counts)
-    assert sum(count for _, count in evaluate.counts[0].values()) > 0
+    assert sum(evaluate.counts[0].values()) > 0
 
 
 def test_the_moving_average_holds_the_pruners(tmp_path):
     runner, _ = train(tmp_path, by_epoch=False, hooks=[EMAHook(momentum=0.5)])
     ema = next(h for h in runner.hooks if isinstance(h, EMAHook)).ema_model.module
-    queries, averaged = (m.backbone.pruners[0].queries for m in (runner.model, ema))
+    queries, averaged = (m.backbone.pruners['0'].queries for m in (runner.model, ema))
     assert not torch.equal(queries, averaged) and not ema._forward_hooks
 
 
@@ -341,11 +359,11 @@ def test_a_training_without_the_hook_stops(tmp_path):
         train(tmp_path, by_epoch=False, ramp=None)
 
 
-def test_every_module_learns(tmp_path):
+def test_every_pruner_learns(tmp_path):
     model = Segmentor()
-    before = [p.queries.detach().clone() for p in model.backbone.pruners]
+    before = [p.queries.detach().clone() for p in model.backbone.pruners.values()]
     train(tmp_path, by_epoch=False, model=model)
-    assert not any(torch.equal(p.queries, b) for p, b in zip(model.backbone.pruners, before))
+    assert not any(torch.equal(p.queries, b) for p, b in zip(model.backbone.pruners.values(), before))
 
 
 def test_by_epoch_the_rate_stays_within_an_epoch(tmp_path):
@@ -353,15 +371,42 @@ def test_by_epoch_the_rate_stays_within_an_epoch(tmp_path):
     assert progress == [0] * 4 + [0.5] * 4
 
 
-def test_the_log_has_the_progress(tmp_path):
+def test_the_log_has_the_progress_and_the_current_keep_ratio(tmp_path):
     runner, progress = train(tmp_path, by_epoch=False, ramp=1.0)
-    history, _ = runner.message_hub.get_scalar('train/cropr.progress').data
-    assert history.tolist() == progress == [i / 8 for i in range(8)]
+    logged = {name: runner.message_hub.get_scalar(f'train/cropr.{name}').data[0] for name in ('progress', 'keep_ratio')}
+    assert logged['progress'].tolist() == progress == [i / 8 for i in range(8)]
+    schedule = runner.model.backbone.schedule
+    expected = [1 - sum(schedule.counts((6, 6), 1, done / 8)) / 36 for done in range(8)]
+    assert logged['keep_ratio'].tolist() == pytest.approx(expected)
+    assert expected[0] == 1 and expected[-1] < 0.6 and sorted(expected, reverse=True) == expected
+
+
+def test_a_resumed_run_continues_the_keep_ratio_in_its_log(tmp_path):
+    whole, _ = train(tmp_path / 'whole', by_epoch=False, ramp=1.0)
+    checkpoint = str(tmp_path / 'whole' / 'iter_4.pth')
+    again, _ = train(tmp_path / 'again', by_epoch=False, ramp=1.0, resume=True, load_from=checkpoint)
+    ours, theirs = (runner.message_hub.get_scalar('train/cropr.keep_ratio').data[0] for runner in (again, whole))
+    assert ours.tolist() == theirs.tolist()
+
+
+def test_the_log_line_has_the_rate_and_the_first_one_the_plan(tmp_path):
+    """What a reader of the log file sees, not only the message hub."""
+    logger = dict(logger=dict(type='LoggerHook', interval=1))
+    runner, _ = train(tmp_path, by_epoch=False, ramp=0.5, log_level='INFO', logs=logger)
+    log = (Path(runner.log_dir) / f'{runner.timestamp}.log').read_text()
+    counts = runner.model.backbone.schedule.counts((6, 6), 1)
+    kept = [36 - sum(counts[: i + 1]) for i in range(3)]
+    assert (
+        f'CroprHook: backbone: of 36 patch tokens (6×6), CroprPruner keeps {kept[0]} after block 0, {kept[1]} after '
+        f'block 1, {kept[2]} after block 2, once the final rate is reached' in log
+    )
+    last = [line for line in log.splitlines() if 'Iter(train)' in line][-1]
+    assert 'cropr.progress: 1.0000' in last and f'cropr.keep_ratio: {kept[2] / 36:.4f}' in last
 
 
 def test_a_dense_model_has_no_progress(tmp_path):
     runner, _ = train(tmp_path, by_epoch=False, model=Segmentor(None))
-    assert 'train/cropr.progress' not in runner.message_hub.log_scalars
+    assert not [name for name in runner.message_hub.log_scalars if 'cropr' in name]
 
 
 @pytest.mark.parametrize('resume', [False, True])
@@ -383,7 +428,7 @@ def test_by_epoch_needs_epochs(tmp_path):
         train(tmp_path, by_epoch=False, hook=dict(by_epoch=True))
 
 
-def test_the_scorers_learn_before_pruning_begins(tmp_path):
+def test_the_pruners_learn_before_pruning_begins(tmp_path):
     _, progress = train(tmp_path, by_epoch=False, ramp=0.25, hook=dict(begin=0.5))
     assert progress == [0] * 5 + [0.5, 1, 1]
 
@@ -414,9 +459,9 @@ def test_retrofit_prunes_and_logs_the_main_loss_all_the_same(tmp_path):
     class Look(Hook):
         def before_train_iter(self, runner, batch_idx, data_batch=None):
             vit = runner.model.backbone
-            counts = vit._leaving((6, 6)).values()
+            counts = vit.counts((6, 6)).values()
             modes = (runner.model.head[0].training, vit.blocks.training, vit.training)
-            self.seen = (sum(count for _, count in counts), modes)
+            self.seen = (sum(counts), modes)
 
         def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
             self.losses = outputs
