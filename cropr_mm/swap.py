@@ -15,7 +15,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor
 
-from .engine.checks import HOLDERS, holders, sgd_warning
+from .engine.checks import HOLDERS, arguments_of, holders, sgd_warning
 from .models.cropr_vit import CroprViT
 from .utils.checks import is_type
 from .utils.libraries import register_library
@@ -162,7 +162,7 @@ def _new_backbone(backbone: dict[str, Any]) -> tuple[ConfigDict, CroprViT]:
     settings.update(copy.deepcopy(dict(backbone)))
     if not is_type(settings, 'CroprViT'):
         raise ValueError(f"backbone.type={settings['type']!r}; 'CroprViT' is expected, or no type")
-    valid = [name for name in inspect.signature(CroprViT.__init__).parameters if name != 'self']
+    valid = arguments_of(CroprViT) or []
     unknown = sorted(set(settings) - {'type', *valid})
     if unknown or 'arch' not in settings:
         problem = f'unknown keys {", ".join(unknown)}' if unknown else 'no arch'

@@ -70,15 +70,28 @@ def _swapped(cfg: Config) -> Iterator[tuple[str, Any]]:
 
 
 def _check_arguments(key: str, backbone: Mapping[str, Any]) -> None:
-    kind = backbone['type'] if isinstance(backbone['type'], type) else CroprViT
-    parameters = inspect.signature(kind).parameters.values()
-    valid = [parameter.name for parameter in parameters]
-    unknown = sorted(set(backbone) - {'type', '_scope_', *valid})
-    if unknown and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+    valid = arguments_of(backbone['type'] if isinstance(backbone['type'], type) else CroprViT)
+    unknown = sorted(set(backbone) - {'type', '_scope_', *(valid or ())})
+    if unknown and valid is not None:
         raise ValueError(
             f'{key} has {", ".join(unknown)}, which CroprViT does not take. If that is from the backbone before, '
             f'_delete_=True is missing in {key}; valid are {", ".join(valid)}'
         )
+
+
+def arguments_of(kind: type) -> list[str] | None:
+    """Names of the arguments of a CroprViT, those of its base classes among them; None where a subclass takes any."""
+    names: list[str] = []
+    for cls in kind.__mro__:
+        if '__init__' not in vars(cls):
+            continue
+        parameters = inspect.signature(cls).parameters.values()
+        names += [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+        if not cls.__module__.startswith('cropr_mm.'):  # what it does with them is its own business
+            return None
+    return list(dict.fromkeys(names))
 
 
 def _num_maps(backbone: Mapping[str, Any], necks: list[Any]) -> int | None:

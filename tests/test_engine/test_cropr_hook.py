@@ -306,18 +306,9 @@ def train(
 
 
 @pytest.mark.parametrize('by_epoch', [True, False])
-@pytest.mark.parametrize(
-    'ramp, expected',
-    [
-        (0.5, [0, 0.25, 0.5, 0.75, 1, 1, 1, 1]),
-        (1.0, [i / 8 for i in range(8)]),
-        (0, [1] * 8),
-        (0.25, [0, 0.5, *[1] * 6]),
-    ],
-)
-def test_the_curriculum_follows_the_iteration(tmp_path, by_epoch, ramp, expected):
-    runner, progress = train(tmp_path, by_epoch, ramp=ramp)
-    assert progress == expected
+def test_the_curriculum_follows_the_iteration(tmp_path, by_epoch):
+    runner, progress = train(tmp_path, by_epoch)
+    assert progress == [0, 0.25, 0.5, 0.75, 1, 1, 1, 1]
     assert runner.model.backbone.pruning_progress == 1.0 and not runner.model._forward_hooks
 
 
@@ -329,6 +320,9 @@ def test_a_resumed_run_ends_where_one_in_one_piece_ends(tmp_path, by_epoch, half
     assert progress == [0.5, 0.625, 0.75, 0.875]
     for name, value in again.model.state_dict().items():
         assert torch.equal(value, whole.model.state_dict()[name]), name
+    for name in ('progress', 'keep_ratio'):  # the log continues, too
+        ours, theirs = (run.message_hub.get_scalar(f'train/cropr.{name}').data[0].tolist() for run in (again, whole))
+        assert ours == theirs and len(ours) == 8
 
 
 def test_validation_in_between_prunes_at_the_full_rate(tmp_path):
@@ -371,37 +365,22 @@ def test_by_epoch_the_rate_stays_within_an_epoch(tmp_path):
     assert progress == [0] * 4 + [0.5] * 4
 
 
-def test_the_log_has_the_progress_and_the_current_keep_ratio(tmp_path):
-    runner, progress = train(tmp_path, by_epoch=False, ramp=1.0)
-    logged = {name: runner.message_hub.get_scalar(f'train/cropr.{name}').data[0] for name in ('progress', 'keep_ratio')}
-    assert logged['progress'].tolist() == progress == [i / 8 for i in range(8)]
-    schedule = runner.model.backbone.schedule
-    expected = [1 - sum(schedule.counts((6, 6), 1, done / 8)) / 36 for done in range(8)]
-    assert logged['keep_ratio'].tolist() == pytest.approx(expected)
-    assert expected[0] == 1 and expected[-1] < 0.6 and sorted(expected, reverse=True) == expected
-
-
-def test_a_resumed_run_continues_the_keep_ratio_in_its_log(tmp_path):
-    whole, _ = train(tmp_path / 'whole', by_epoch=False, ramp=1.0)
-    checkpoint = str(tmp_path / 'whole' / 'iter_4.pth')
-    again, _ = train(tmp_path / 'again', by_epoch=False, ramp=1.0, resume=True, load_from=checkpoint)
-    ours, theirs = (runner.message_hub.get_scalar('train/cropr.keep_ratio').data[0] for runner in (again, whole))
-    assert ours.tolist() == theirs.tolist()
-
-
-def test_the_log_line_has_the_rate_and_the_first_one_the_plan(tmp_path):
-    """What a reader of the log file sees, not only the message hub."""
+def test_the_log_has_the_plan_the_progress_and_the_current_keep_ratio(tmp_path):
     logger = dict(logger=dict(type='LoggerHook', interval=1))
-    runner, _ = train(tmp_path, by_epoch=False, ramp=0.5, log_level='INFO', logs=logger)
+    runner, progress = train(tmp_path, by_epoch=False, ramp=0.75, log_level='INFO', logs=logger)
+    counts = [runner.model.backbone.schedule.counts((6, 6), 1, done) for done in progress]
+    expected = [1 - sum(count) / 36 for count in counts]
+    assert expected[0] == 1 and 0 < expected[-1] < 0.6 and sorted(expected, reverse=True) == expected
+    logged = {name: runner.message_hub.get_scalar(f'train/cropr.{name}').data[0] for name in ('progress', 'keep_ratio')}
+    assert logged['progress'].tolist() == progress
+    assert logged['keep_ratio'].tolist() == pytest.approx(expected)
+    # What a reader of the file sees.
     log = (Path(runner.log_dir) / f'{runner.timestamp}.log').read_text()
-    counts = runner.model.backbone.schedule.counts((6, 6), 1)
-    kept = [36 - sum(counts[: i + 1]) for i in range(3)]
-    assert (
-        f'CroprHook: backbone: of 36 patch tokens (6×6), CroprPruner keeps {kept[0]} after block 0, {kept[1]} after '
-        f'block 1, {kept[2]} after block 2, once the final rate is reached' in log
-    )
-    last = [line for line in log.splitlines() if 'Iter(train)' in line][-1]
-    assert 'cropr.progress: 1.0000' in last and f'cropr.keep_ratio: {kept[2] / 36:.4f}' in last
+    kept = [36 - sum(counts[-1][: i + 1]) for i in range(3)]
+    plan = ', '.join(f'{count} after block {block}' for block, count in enumerate(kept))
+    assert f'CroprHook: backbone: of 36 patch tokens (6×6), CroprPruner keeps {plan}, once the final' in log
+    lines = [line for line in log.splitlines() if '(train)' in line and 'cropr.progress' in line]
+    assert [f'cropr.keep_ratio: {ratio:.4f}' in line for line, ratio in zip(lines, expected)] == [True] * 8
 
 
 def test_a_dense_model_has_no_progress(tmp_path):
