@@ -42,10 +42,10 @@ def record_routing(backbone: CroprViT) -> Iterator[Routing]:
     """Record the exits of the forward passes inside the ``with``; each pass replaces the one before."""
     routing = Routing()
 
-    def listen(module: int, block: int, kept: Tensor, removed: Tensor) -> None:
-        if module == 0:
+    def listen(block: int, kept: Tensor, pruned: Tensor) -> None:
+        if block in routing.removed:  # another pass begins
             routing.removed.clear()
-        routing.removed[block] = removed
+        routing.removed[block] = pruned
 
     backbone.prune_listeners.append(listen)
     try:
