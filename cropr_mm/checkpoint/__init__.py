@@ -3,6 +3,7 @@
 ``addresses`` (where it lies) → ``read`` (the one function that opens, with ``archive`` and ``unpickle``) → for an
 ``init_cfg``: ``locate`` (the ViT in it) → ``layouts`` (its names) → ``fit`` (its shapes, with ``resize`` and ``rope``)
 → ``load``; for everything else: ``whole_model``, and ``state_dict``, by which a backbone refuses what does not fit.
+``names`` and ``pruners`` know what weights are called.
 """
 
 from .load import load_init_cfg, load_vit_weights

@@ -17,6 +17,7 @@ from .fit import fit
 from .layouts import convert
 from .locate import read_weights
 from .names import shorten
+from .pruners import key_pruners_by_block
 from .rope import check_angles
 
 State = Mapping[str, Tensor]
@@ -40,6 +41,7 @@ def load_vit_weights(model: Any, path: str, prefix: str | None = None) -> None:
             shape; all of them are listed, and the model is left as it was.
     """
     found = read_weights(path, prefix)
+    key_pruners_by_block(found.state, 'pruners.')
     dense, pruners = _split(found.state)
     own, own_pruners = _split(model.state_dict())
     try:
@@ -56,7 +58,7 @@ def load_vit_weights(model: Any, path: str, prefix: str | None = None) -> None:
     logger.info(f'{name}: {"; ".join([f"loaded {len(state)} tensors from {path} ({layout})", *notes])}')
     if reason is not None:
         logger.log(
-            logging.WARNING if _has_weights(own_pruners) else logging.INFO,
+            logging.WARNING if own_pruners else logging.INFO,
             f"{name}: the pruners in {path} were left out, as they are not this model's ({reason})",
         )
 
@@ -123,17 +125,13 @@ def _load(model: Any, state: State, pruners: State, own_pruners: State) -> str |
     """Load weights that fit, with a file's pruners whole or the model's as they are; tell why the file's were not."""
     before = {name: value.clone() for name, value in own_pruners.items()}
     reason = None
-    if _has_weights(pruners) and not _has_weights(own_pruners):
+    if pruners and not own_pruners:
         reason = 'this model has none with weights'
-    elif _has_weights(pruners):
+    elif pruners:
         try:
-            model.load_state_dict({**state, **pruners})  # which converts names, so only loading tells
+            model.load_state_dict({**state, **pruners})  # of other blocks, too; so only loading tells whether they fit
             return None
         except (RuntimeError, ValueError) as error:
             reason = textwrap.shorten(str(error), 300, placeholder=' …')
     model.load_state_dict({**state, **before})
     return reason
-
-
-def _has_weights(pruners: State) -> bool:
-    return any(name != 'pruners.blocks' for name in pruners)  # numbers, which older versions of this package saved
