@@ -112,8 +112,9 @@ class CroprHook(Hook):
         A training that an exception ended leaves its hook registered: mmengine calls none in that case.
         """
         for function in list(model._forward_hooks.values()):
-            if isinstance(getattr(function, '__self__', None), CroprHook):
-                function.__self__.detach()
+            owner = getattr(function, '__self__', None)
+            if isinstance(owner, CroprHook):
+                owner.detach()
         self.detach()
         self._backbones = [m for m in model.modules() if isinstance(m, CroprViT)]
         if not self._backbones:

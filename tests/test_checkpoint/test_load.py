@@ -295,7 +295,7 @@ def test_a_model_without_a_class_token_leaves_it_out_and_says_so(weights, tmp_pa
 
 
 def detector_of_eva02(angles):
-    """A model without class token, and a file of EVA-02's detectors: angles of windows and of the whole grid."""
+    """A model without a [CLS] token, and a file of EVA-02's detectors: angles of windows and of the whole grid."""
     weights = weights_of(small_vit('eva02'))
     state = {name: value for name, value in weights.items() if name != 'cls_token'}
     wrapped = {f'backbone.net.{name}': value for name, value in {**state, **angles}.items()}

@@ -104,7 +104,7 @@ def test_an_embedding_of_an_unknown_grid_is_refused():
             r'missing: pruners.0.mlp.fc1.bias',
         ),
     ],
-    ids=['width', 'shallower', 'deeper', 'norm', 'patches', 'queries', 'half a scorer'],
+    ids=['width', 'shallower', 'deeper', 'norm', 'patches', 'queries', 'half a pruner'],
 )
 def test_what_does_not_fit_is_an_error(load, trained, settings, words, tmp_path):
     with pytest.raises(
@@ -140,11 +140,11 @@ def test_of_another_backbone_nothing_is_taken(names, caplog):
     assert not model.backbone.scorers_are_new
 
 
-# --- scorers that a checkpoint lacks --------------------------------------------------------------------------
+# --- pruners that a checkpoint lacks --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('load', DOORS[:3])
-def test_new_scorers_are_for_training(load, tmp_path):
+def test_new_pruners_are_for_training(load, tmp_path):
     trained, model = Segmentor(), Segmentor(pruning=PRUNING)
     load(model, trained, tmp_path)
     vit, images = model.backbone, torch.randn(1, 3, 24, 24)
@@ -163,7 +163,7 @@ def test_a_model_without_weights_to_prune_by_needs_none(pruning):
     model.eval()(torch.randn(1, 3, 24, 24))
 
 
-def test_scorers_that_come_later_are_no_longer_new():
+def test_pruners_that_come_later_are_no_longer_new():
     model = small_vit(pruning=PRUNING)
     load_state_dict(model, small_vit().state_dict())
     load_state_dict(model, small_vit(pruning=PRUNING).state_dict())
@@ -187,17 +187,17 @@ def test_metadata_comes_along():
     assert weights_of(dict(state_dict=state, meta={}))._metadata['']['grid'] == (3, 12)
 
 
-def test_scorers_alone_are_loaded():
+def test_pruners_alone_are_loaded():
     trained, model = Segmentor(pruning=PRUNING), Segmentor(pruning=PRUNING)
     before = model.backbone.blocks[0].mlp.fc1.weight.clone()
     model.backbone.scorers_are_new = True
-    scorers = {name: value for name, value in trained.state_dict().items() if '.pruners.' in name}
-    load_state_dict(model, scorers)
+    pruners = {name: value for name, value in trained.state_dict().items() if '.pruners.' in name}
+    load_state_dict(model, pruners)
     assert torch.equal(model.backbone.pruners['2'].queries, trained.backbone.pruners['2'].queries)
     assert torch.equal(model.backbone.blocks[0].mlp.fc1.weight, before) and not model.backbone.scorers_are_new
-    del scorers['backbone.pruners.1.queries']
+    del pruners['backbone.pruners.1.queries']
     with pytest.raises(ValueError, match=r'does not fit the CroprViT of the config \(missing: pruners.1.queries\)'):
-        load_state_dict(model, scorers)
+        load_state_dict(model, pruners)
 
 
 def test_a_model_that_another_backbones_checkpoint_left_random_predicts_nothing():
