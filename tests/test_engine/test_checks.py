@@ -182,7 +182,8 @@ def test_pruners_that_learn_no_classes_are_passed_over(pruner):
 @pytest.mark.parametrize('library, name', [('mmseg', 'fcn'), ('mmdet', 'mask-rcnn')])
 def test_models_of_the_sample_configs_have_nothing_to_say(library, name):
     pytest.importorskip(library)
-    from cropr_mm.cli.launch import build_model, register_library
+    from cropr_mm.cli.launch import build_model
+    from cropr_mm.utils.libraries import register_library
 
     from ..test_tools.conftest import CONFIGS
 
@@ -191,8 +192,9 @@ def test_models_of_the_sample_configs_have_nothing_to_say(library, name):
     check_config(cfg)
     built = build_model(cfg)
     assert not label_warnings(built) and not config_warnings(cfg)
-    classes = built.backbone.pruners[0].aux_head.num_classes
-    for pruner in built.backbone.pruners:
+    pruners = list(built.backbone.pruners.values())
+    classes = pruners[0].aux_head.num_classes
+    for pruner in pruners:
         pruner.aux_head.num_classes = classes + 1
     (message,) = label_warnings(built)
     assert f'num_classes={classes + 1}, but' in message and f'num_classes={classes}:' in message

@@ -116,7 +116,7 @@ def test_sharded_training_takes_the_steps_of_ddp(train, accumulate):
         assert_close(ours['weights'], theirs['weights'])
     for ranks in (ddp, fsdp):
         assert all(torch.equal(value, ranks[1]['weights'][key]) for key, value in ranks[0]['weights'].items())
-    # (mmengine's DDPStrategy leaves the wrapper's name in front; whatever loads a checkpoint takes it off.)
+    # (mmengine's DDPStrategy leaves the wrapper's name before them; whatever loads a checkpoint strips it.)
     assert_close(fsdp_file['state_dict'], {remove_prefix(k, 'module.'): v for k, v in ddp_file['state_dict'].items()})
     initial, last = ddp[0]['logs'][0]['loss'], ddp[0]['logs'][-1]['loss']
     assert last < initial - 1, 'the model has hardly moved, so the comparison says little'
@@ -161,7 +161,7 @@ def test_sharded_training_resumes(train, run_tool, data_folder, monkeypatch):
     assert again['optimizer']['param_groups'] == file['optimizer']['param_groups']
     assert again['optimizer']['base_param_settings'] == file['optimizer']['base_param_settings']
 
-    # The file is whole: DDP goes on from it as FSDP does, and one process evaluates it by the same config.
+    # The file is whole: DDP resumes from it as FSDP does, and one process evaluates it by the same config.
     (data_folder / 'whole' / 'last_checkpoint').write_text(str(data_folder / 'whole' / 'iter_3.pth'))
     unsharded, _ = train('whole', 'ddp1.py', '--resume')
     assert unsharded[0]['units'] == 0
