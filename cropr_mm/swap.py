@@ -15,10 +15,10 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor
 
-from .cli.launch import register_library
 from .engine.checks import HOLDERS, sgd_warning
 from .models.cropr_vit import CroprViT
 from .utils.checks import is_type
+from .utils.libraries import register_library
 
 LAYER_DECAY = 'CroprLayerDecayOptimWrapperConstructor'
 # Those of mmsegmentation, mmdetection and mmpretrain read the layer out of names that a CroprViT does not have.

@@ -25,15 +25,11 @@ from mmengine.runner import Runner
 from cropr_mm.analysis.pictures import draw_pictures, take_pictures
 from cropr_mm.benchmark.flops import pruned_ratio, tokens_per_block
 from cropr_mm.benchmark.throughput import Timing, compare_throughput
-from cropr_mm.cli.launch import (
-    add_run_arguments,
-    build_model,
-    build_runner,
-    check_data,
-    load_config,
-    load_model,
-    plain_errors,
-)
+from cropr_mm.cli.arguments import add_run_arguments, plain_errors
+from cropr_mm.cli.config import load_config
+from cropr_mm.cli.inputs import check_data
+from cropr_mm.cli.model import build_model, load_model
+from cropr_mm.cli.run import build_runner
 from cropr_mm.sample_data import write_sample_data
 from cropr_mm.utils.io import write_json
 

@@ -1,4 +1,4 @@
-"""Measure the same weights with different selectors: time, memory, operations, and what the time goes into."""
+"""Measure variants of one model: time, memory, FLOPs, tokens, and where the time goes."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def _training_step(model: Any, batch: Mapping[str, Any], setting: Setting) -> tu
             total = losses()
         total.backward()
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)  # none are left over that the next call would free: its peak has them
+        optimizer.zero_grad(set_to_none=True)  # the next call's peak includes its own gradients, not leftovers
 
     step()  # makes the optimizer's state
     state = [t for values in optimizer.state.values() for t in values.values() if isinstance(t, Tensor)]
@@ -156,7 +156,7 @@ def _graphed(call: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def draw(figures: Mapping[str, Mapping[str, Any]], path: str | Path, title: str = '') -> Path:
-    """Draw images/s of each variant, and at inference what its time goes into.
+    """Draw images/s of each variant, and at inference where its time goes.
 
     Args:
         figures: of :func:`measure`.

@@ -6,7 +6,7 @@ import runpy
 import pytest
 from mmengine.config import Config, DictAction
 
-from cropr_mm.cli.launch import build_model
+from cropr_mm.cli.model import build_model
 
 from .conftest import ROOT
 

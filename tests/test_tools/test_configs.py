@@ -7,7 +7,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS
 
 from cropr_mm import CroprHook, CroprPruner
-from cropr_mm.cli.launch import build_model
+from cropr_mm.cli.model import build_model
 
 from .conftest import CONFIGS, ROOT
 

@@ -8,7 +8,7 @@ import torch
 from mmengine.config import Config
 
 from cropr_mm.benchmark.flops import pruned_ratio
-from cropr_mm.cli.launch import build_model
+from cropr_mm.cli.model import build_model
 
 from .conftest import CONFIGS
 

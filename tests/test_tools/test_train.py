@@ -1,7 +1,6 @@
 """Training as a user starts it: killed and resumed, in two processes, and with what is wrong in the command line."""
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -161,18 +160,6 @@ def test_what_is_wrong_is_said_in_one_line(run_tool, tmp_path, monkeypatch):
         run_tool('train', CONFIG, '--resume', 'cut.pth')
     with pytest.raises(SystemExit, match=r"checkpoint='gone.pth': no such file"):
         run_tool('test', CONFIG, 'gone.pth')
-
-
-@pytest.mark.parametrize('kind, workers', [('images', 0), ('annotations', 0), ('annotations', 1)])
-def test_a_damaged_file_is_named(sample_data, tmp_path, monkeypatch, run_tool, kind, workers):
-    pytest.importorskip('mmseg')
-    data = shutil.copytree(sample_data, tmp_path / 'data' / 'sample')
-    monkeypatch.chdir(tmp_path)
-    for file in (data / kind / 'training').iterdir():
-        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    extra = [f'train_dataloader.num_workers={workers}']
-    with pytest.raises(ValueError, match=rf'cannot be read \(cut off or damaged\): .*{kind}/training/00000'):
-        run_tool('train', CONFIG, '--work-dir', 'run', *few_iterations(1, extra=extra))
 
 
 @pytest.mark.parametrize('config', [CONFIG, CONFIG.with_name('fcn_dense-vit_sample.py')], ids=['hook', 'no hook'])

@@ -8,16 +8,11 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
 
-from cropr_mm.cli.launch import (
-    build_model,
-    build_runner,
-    check_data,
-    check_weights,
-    load_config,
-    load_model,
-    plain_errors,
-    set_resume,
-)
+from cropr_mm.cli.arguments import plain_errors
+from cropr_mm.cli.config import load_config
+from cropr_mm.cli.inputs import check_data, check_weights
+from cropr_mm.cli.model import build_model, load_model
+from cropr_mm.cli.run import build_runner, set_resume
 from cropr_mm.engine import OracleHook
 
 
