@@ -27,13 +27,13 @@ def time_parts(model: nn.Module, call: Callable[[], Any], device: torch.device |
 
     Returns:
         ``embedding``, ``blocks``, ``pruning`` (score and split) and ``other``, the rest of the backbone: positions,
-        Last Layer Fusion, final norm. Of a whole model also ``neck`` and ``head``, which is all the rest.
+        Last Layer Fusion, final norm, and compiled blocks. Of a whole model also ``neck`` and ``head``, which is all
+        the rest.
     """
     device = torch.device(device)
     backbone, neck = find_backbone(model), getattr(model, 'neck', None)
-    within: dict[str, list[nn.Module]] = dict(
-        embedding=[backbone.patch_embed], blocks=[*backbone.blocks], pruning=_pruners(backbone)
-    )
+    within = dict(embedding=[backbone.patch_embed], blocks=[*backbone.blocks], pruning=[*backbone.pruners.children()])
+    within = {part: modules for part, modules in within.items() if not any(map(_is_compiled, modules))}
     outer = dict(backbone=[backbone], neck=[neck] if isinstance(neck, nn.Module) else [])
     with _timed({**within, **outer}, device) as seconds:
         total = seconds_of(call, 1, device)
@@ -46,8 +46,9 @@ def time_parts(model: nn.Module, call: Callable[[], Any], device: torch.device |
     return parts
 
 
-def _pruners(backbone: Any) -> list[nn.Module]:
-    return list(backbone.pruners.values()) if backbone.pruners else []
+def _is_compiled(module: nn.Module) -> bool:
+    # ``module.compile()`` compiles hooks along with the module, and a new hook compiles it anew.
+    return getattr(module, '_compiled_call_impl', None) is not None
 
 
 @contextmanager

@@ -22,7 +22,7 @@ def test_the_table_by_hand():
     runs = [('dense', 80, None), ('oracle', 70, 1.0), ('random', 50, 0.2), ('cropr', 65, 0.9)]
     results = [result(m, seed, value + seed, kept) for m, value, kept in runs for seed in (0, 2, 1)]
     assert compare['table']('seg', results).splitlines() == [
-        '| selection | mIoU | headroom recovered | objects kept | background kept |',
+        '| pruner | mIoU | headroom recovered | objects kept | background kept |',
         '| --- | --- | --- | --- | --- |',
         '| dense | 81.0 (80.0–82.0) | 150 % | 100 % | 100 % |',
         '| oracle | 71.0 (70.0–72.0) | 100 % | 100 % | 50 % |',

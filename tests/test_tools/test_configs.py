@@ -14,7 +14,7 @@ from .conftest import CONFIGS, ROOT
 NAMES = sorted(file.stem for file in CONFIGS.glob('*.py'))
 
 
-def test_all_selectors_have_a_config():
+def test_all_pruners_have_a_config():
     assert {name.split('_')[1].replace('-vit', '') for name in NAMES} == {
         'dense', 'oracle', 'random', 'variance', 'attention', 'nonsalient',
         'cropr', 'cropr-multilabel', 'cropr-patch', 'cropr-retrofit'}  # fmt: skip
