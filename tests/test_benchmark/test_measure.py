@@ -160,7 +160,7 @@ def test_blocks_are_not_compiled_anew_for_every_number_of_tokens(family, window_
     if torch.__version__.startswith('2.1.'):
         pytest.skip('PyTorch 2.1 compiles each block by itself')
     torch._dynamo.reset()
-    arch = dict(depth=10, class_token=window_size is None, num_registers=0)
+    arch = dict(depth=7, class_token=window_size is None, num_registers=0)
     pruning = dict(pruner=cropr(), rate=3, round_to=1)
     model = small_vit(family, pruning, arch=arch, window_size=window_size, drop_path_rate=0.1).eval()
     images, counter = torch.randn(2, 3, 24, 24), CompileCounter()
