@@ -126,9 +126,8 @@ def test_a_compiled_mmcv_serves_the_next_environment_without_a_compiler(world: W
 
 
 def test_a_clone_that_waits_for_the_cache_compiles_nothing(world: World) -> None:
-    (world.home / 'cache' / 'wheels' / f'mmcv==2.1.0-torch-2.13.0-{TAG}-{sysconfig.get_platform()}-cpu').mkdir(
-        parents=True
-    )
+    key = f'mmcv==2.1.0-torch-2.13.0-{TAG}-{sysconfig.get_platform()}-cpu'
+    (folder := world.home / 'cache' / 'wheels' / key).mkdir(parents=True)
     done = threading.Thread(target=world.setup)
     with (world.home / 'cache' / 'lock').open('w') as other:
         fcntl.flock(other, fcntl.LOCK_EX)
