@@ -55,7 +55,7 @@ def test_a_checkpoint_that_leaves_weights_random_is_refused(tmp_path):
         torch.save(dict(state_dict=build_model(config(pruner)).state_dict()), tmp_path / 'weights.pth')
         return str(tmp_path / 'weights.pth')
 
-    queries = load_model(config(scorer), saved(scorer)).pruners[0].queries
+    queries = next(load_model(config(scorer), saved(scorer)).pruners.children()).queries
     assert queries.shape == (16, 16)
     load_model(config(dict(type='RandomPruner')), saved(scorer))  # what is left over does no harm
     with pytest.raises(ValueError, match=r'weights.pth: does not fit .*; missing: pruners.0.queries, .* and \d+ more'):
