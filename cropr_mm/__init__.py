@@ -9,11 +9,11 @@ from .checkpoint.read import protect_mmengine
 from .engine import *  # noqa: F403
 from .models import *  # noqa: F403
 from .swap import swap_backbone
-from .tokens import SparseFeature
+from .tokens import Removed, SparseFeature, Tokens
 from .utils.compat import let_mmengine_find_mmseg
 from .version import __version__
 
 protect_mmengine()
 let_mmengine_find_mmseg()
 
-__all__ = ['SparseFeature', '__version__', 'swap_backbone', *engine.__all__, *models.__all__]
+__all__ = ['Removed', 'SparseFeature', 'Tokens', '__version__', 'swap_backbone', *engine.__all__, *models.__all__]

@@ -1,10 +1,15 @@
-"""Tokens that know where they sit on the patch grid."""
+"""Tokens and the patch grid: the one place that permutes tokens, and the one that puts them on the grid.
+
+Three integers address tokens, and no others: a *position* is a place on the patch grid in raster order,
+``row * W + column``, of patch tokens alone; a *row* is a place in a tensor; a *window id*
+(:mod:`~cropr_mm.models.windows`) numbers the windows of the grid.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -14,6 +19,9 @@ _REMEDY = (
     'it holds the tokens of a CroprViT, and maps come from TokenReinsertion, which is first in neck '
     "(neck=[dict(type='TokenReinsertion'), …]); in Python, from feature.to_dense()"
 )
+
+
+# --- rows -------------------------------------------------------------------------------------------------------
 
 
 def take_rows(x: Tensor, rows: Tensor) -> Tensor:
@@ -26,21 +34,161 @@ def take_rows(x: Tensor, rows: Tensor) -> Tensor:
     Returns:
         (B, K, …) tensor with ``out[b, k] = x[b, rows[b, k]]``.
     """
-    return take_numbered(x, row_numbers(rows, x.shape[1]))
+    return take_flat_rows(x, flat_rows(rows, x.shape[1]))
 
 
-def row_numbers(rows: Tensor, length: int) -> Tensor:
-    """Numbers of rows (B, K) in a batch of samples that have ``length`` rows each, counted through all samples."""
+def flat_rows(rows: Tensor, length: int) -> Tensor:
+    """Rows (B, K) of samples that have ``length`` rows each, as rows of the flattened batch."""
     if len(rows) == 1:
         return rows
     return rows + torch.arange(0, len(rows) * length, length, device=rows.device).unsqueeze(1)
 
 
-def take_numbered(x: Tensor, numbers: Tensor) -> Tensor:
-    """As :func:`take_rows`, for rows counted through all samples (see :func:`row_numbers`)."""
+def take_flat_rows(x: Tensor, rows: Tensor) -> Tensor:
+    """As :func:`take_rows`, for rows of the flattened batch (see :func:`flat_rows`)."""
     # One index_select on the flattened batch moves rows as blocks; a gather with an expanded index
     # would read an int64 for every single channel.
-    return x.flatten(0, 1).index_select(0, numbers.flatten()).unflatten(0, numbers.shape)
+    return x.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, rows.shape)
+
+
+# --- current and removed tokens -----------------------------------------------------------------------------------
+
+
+class Tokens(NamedTuple):
+    """The current tokens of a batch, patch tokens in any order.
+
+    Attributes:
+        x: (B, P + M, D), prefix tokens (class and register tokens) first.
+        position: (B, M) int64, the position of each patch token; no position twice. Prefix tokens have none.
+        size: (B, M) float32, how many positions each patch token stands for, or None: one each.
+    """
+
+    x: Tensor
+    position: Tensor
+    size: Tensor | None = None
+
+    @property
+    def num_prefix(self) -> int:
+        """P, the number of prefix tokens."""
+        return self.x.shape[1] - self.position.shape[1]
+
+    @property
+    def prefix(self) -> Tensor:
+        """(B, P, D)."""
+        return self.x[:, : self.num_prefix]
+
+    @property
+    def patches(self) -> Tensor:
+        """(B, M, D)."""
+        return self.x[:, self.num_prefix :]
+
+    def take(self, rows: Tensor) -> Tokens:
+        """The prefix tokens, and of the patch tokens those in ``rows`` (B, K)."""
+        size = None if self.size is None else self.size.gather(1, rows)
+        return Tokens(take_rows(self.x, with_prefix(rows, self.num_prefix)), self.position.gather(1, rows), size)
+
+
+class Removed(NamedTuple):
+    """Patch tokens that left the current tokens, and how each of their positions comes back.
+
+    A *pruned* token comes back with its own value ``x``; a *merged* one has none and comes back with the value that
+    the token at position ``owner`` has by then.
+
+    Attributes:
+        position: (B, R) int64.
+        x: (B, R, D), or None.
+        owner: (B, R) int64, or None. The owner may itself be pruned or merged later on.
+        prediction: (B, R, C), what was predicted of each token for good as it left (early exit), or None.
+    """
+
+    position: Tensor
+    x: Tensor | None = None
+    owner: Tensor | None = None
+    prediction: Tensor | None = None
+
+
+def with_prefix(rows: Tensor, num_prefix: int) -> Tensor:
+    """Rows (B, K) or (K,) of patch tokens → rows of all tokens, the prefix first."""
+    if not num_prefix:
+        return rows
+    prefix = torch.arange(num_prefix, device=rows.device).expand(*rows.shape[:-1], -1)
+    return torch.cat([prefix, rows + num_prefix], dim=-1)
+
+
+def rank(scores: Tensor) -> Tensor:
+    """Rows of the tokens, best first.
+
+    Args:
+        scores: (B, M); higher is better. NaN ranks last. Ties keep their order.
+
+    Returns:
+        (B, M) int64, a permutation of 0 … M - 1 for each sample, whatever the scores are.
+    """
+    comparable = scores.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    return comparable.argsort(dim=1, descending=True, stable=True)
+
+
+def split(tokens: Tokens, scores: Tensor, count: int) -> tuple[Tokens, Removed]:
+    """Prune the ``count`` patch tokens with the lowest scores.
+
+    Args:
+        tokens: M patch tokens, and any prefix tokens, which are always kept.
+        scores: (B, M).
+        count: 0 ≤ count < M.
+
+    Returns:
+        The kept tokens, in the order in which they were, so that neighbours in memory stay neighbours; and the
+        pruned ones.
+    """
+    ranked = rank(scores)
+    kept, pruned = ranked.split([ranked.shape[1] - count, count], dim=1)
+    x = take_rows(tokens.x, pruned + tokens.num_prefix)
+    return tokens.take(kept.sort(dim=1).values), Removed(tokens.position.gather(1, pruned), x)
+
+
+def restore(tokens: Tokens, removed: Sequence[Removed], order: Tensor) -> Tokens:
+    """Bring every position back.
+
+    Args:
+        tokens: the current tokens.
+        removed: what left before, in the order in which it left; together they hold every position once.
+        order: (N,) int64, the positions in the order in which they shall lie.
+
+    Returns:
+        Tokens with N patch tokens, in that order in every sample.
+    """
+    x, row = _rows_by_position(tokens, removed, len(order))
+    rows = with_prefix(row.index_select(1, order), tokens.num_prefix)
+    return Tokens(take_rows(x, rows), order.expand(len(x), -1))
+
+
+def _rows_by_position(tokens: Tokens, removed: Sequence[Removed], positions: int) -> tuple[Tensor, Tensor]:
+    """Current and pruned tokens in one tensor (prefix first), and the row (B, N) of each position among its patches."""
+    own = [(part.x, part.position) for part in removed if part.x is not None]
+    x, position = tokens.x, tokens.position
+    if own:
+        x = torch.cat([x, *(values for values, _ in own)], dim=1)
+        position = torch.cat([position, *(where for _, where in own)], dim=1)
+    rows = torch.arange(position.shape[1], device=position.device).expand_as(position)
+    row = position.new_zeros(len(position), positions).scatter_(1, position, rows)
+    shared = shared_positions(removed, positions)
+    return x, row if shared is None else row.gather(1, shared)
+
+
+def shared_positions(removed: Sequence[Removed], positions: int) -> Tensor | None:
+    """(B, N) int64: the position whose token stands for each position, itself unless merged; None without merging."""
+    shared = None
+    for position, owner in reversed([(part.position, part.owner) for part in removed]):
+        if owner is None:
+            continue
+        if shared is None:
+            shared = torch.arange(positions, device=position.device).expand(len(position), -1)
+        # The last merge first: the owner may have been merged itself later on.
+        shared = shared.scatter(1, position, shared.gather(1, owner))
+    return shared
+
+
+# --- on the grid --------------------------------------------------------------------------------------------------
 
 
 def _shape(x: Tensor | None) -> str:
@@ -52,12 +200,11 @@ class SparseFeature:
     """One feature level whose tokens may be permuted or incomplete.
 
     Attributes:
-        tokens: (B, K, C).
-        index: (B, K) int64, raster position ``row * W + column`` of each token; no position twice.
+        tokens: (B, K, C), the current patch tokens at this level.
+        position: (B, K) int64, raster position ``row * W + column`` of each token; no position twice.
             None: the tokens are complete and in raster order.
         grid: (H, W), the patch grid, in patches.
-        num_active: the first ``num_active`` tokens were processed up to this level, the others were
-            taken aside before and carry the value they left with. None: all were processed.
+        removed: what left before this level, in the order in which it left.
         prefix: (B, P, C) class and register tokens, or None.
         patch_size: pixels per patch side, where known; the stride of the map that the tokens make.
 
@@ -66,31 +213,29 @@ class SparseFeature:
     """
 
     tokens: Tensor
-    index: Tensor | None
+    position: Tensor | None
     grid: tuple[int, int]
-    num_active: int | None = None
+    removed: tuple[Removed, ...] = ()
     prefix: Tensor | None = None
     patch_size: int | None = None
 
     def __post_init__(self) -> None:
         if self.tokens.ndim != 3:
             raise ValueError(f'SparseFeature.tokens has shape {tuple(self.tokens.shape)}; (B, K, C) is expected')
-        count, positions = self.tokens.shape[1], self.grid[0] * self.grid[1]
-        if self.index is None:
-            if count != positions:
+        count, grid = self.num_held, f'{self.grid[0]}×{self.grid[1]} grid'
+        if self.position is None:
+            if count != self.num_positions:
                 raise ValueError(
-                    f'SparseFeature has {count} tokens and no index on a {self.grid[0]}×{self.grid[1]} grid; '
-                    f'without an index all {positions} positions are needed'
+                    f'SparseFeature has {count} tokens and no position on a {grid}; '
+                    f'without positions all {self.num_positions} tokens are needed'
                 )
-        elif self.index.shape != self.tokens.shape[:2] or self.index.dtype != torch.int64:
+        elif self.position.shape != self.tokens.shape[:2] or self.position.dtype != torch.int64:
             raise ValueError(
-                f'SparseFeature.index is {self.index.dtype} of shape {tuple(self.index.shape)}; int64 of shape '
-                f'{tuple(self.tokens.shape[:2])}, as the tokens, is expected'
+                f'SparseFeature.position is {self.position.dtype} of shape {tuple(self.position.shape)}; int64 of '
+                f'shape {tuple(self.tokens.shape[:2])}, as the tokens, is expected'
             )
-        elif count > positions:
-            raise ValueError(
-                f'SparseFeature has {count} tokens on a {self.grid[0]}×{self.grid[1]} grid; at most {positions} fit'
-            )
+        elif count > self.num_positions:
+            raise ValueError(f'SparseFeature has {count} tokens on a {grid}; at most {self.num_positions} fit')
 
     @classmethod
     def __torch_function__(
@@ -104,22 +249,31 @@ class SparseFeature:
         raise AttributeError(f'SparseFeature has no attribute {name!r}{remedy}')
 
     def __repr__(self) -> str:
-        parts: dict[str, Any] = {name: _shape(getattr(self, name)) for name in ('tokens', 'index', 'prefix')}
-        parts.update(grid=self.grid, num_active=self.num_active, patch_size=self.patch_size)
+        parts: dict[str, Any] = {name: _shape(getattr(self, name)) for name in ('tokens', 'position', 'prefix')}
+        parts.update(grid=self.grid, removed=self.num_held - self.tokens.shape[1], patch_size=self.patch_size)
         return f'SparseFeature({", ".join(f"{name}={value}" for name, value in parts.items())})'
 
     @property
+    def num_positions(self) -> int:
+        """Positions of the grid."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def num_held(self) -> int:
+        """Positions that something is known of: current and removed tokens."""
+        return self.tokens.shape[1] + sum(part.position.shape[1] for part in self.removed)
+
+    @property
     def complete(self) -> bool:
-        """Whether there is a processed token at every position."""
-        return self.num_active is None and self.tokens.shape[1] == self.grid[0] * self.grid[1]
+        """Whether a current token stands for every position."""
+        return self.num_held == self.num_positions and all(part.owner is not None for part in self.removed)
 
     def to_dense(self, fill: str | Tensor = 'exit') -> Tensor:
-        """Put the tokens back on the grid.
+        """Put the tokens back on the grid. Positions that were merged get the value of the token they share.
 
         Args:
-            fill: what stands where no processed token is. ``'exit'``: tokens taken aside come back with the
-                value they left with; ``'zero'``; or a tensor (C,), e.g. a learnt mask token. Positions that
-                no token holds are 0, or the given tensor.
+            fill: what stands at pruned positions. ``'exit'``: each token's value as it was pruned; ``'zero'``; or a
+                tensor (C,), such as a learned mask token. Positions that no token holds are 0, or the given tensor.
 
         Returns:
             (B, C, H, W); a view of ``tokens`` when they are complete and in raster order.
@@ -131,19 +285,33 @@ class SparseFeature:
             raise ValueError(f'fill={fill!r} is unknown; valid are {", ".join(map(repr, FILLS))} or a tensor (C,)')
         return self._raster(fill).transpose(1, 2).unflatten(2, self.grid)
 
+    def mean(self) -> Tensor:
+        """Mean (B, C) over the positions that current tokens stand for; pruned ones do not count."""
+        shared = shared_positions(self.removed, self.num_positions)
+        if shared is None or self.position is None:
+            return self.tokens.mean(dim=1)
+        ones = torch.ones_like(shared, dtype=self.tokens.dtype)
+        size = torch.zeros_like(ones).scatter_add(1, shared, ones).gather(1, self.position).unsqueeze(-1)
+        return (self.tokens * size).sum(dim=1) / size.sum(dim=1)
+
     def _raster(self, fill: str | Tensor) -> Tensor:
-        if self.index is None:
+        """(B, N, C)."""
+        if self.position is None:
             return self.tokens
-        batch, count, channels = self.tokens.shape
-        tokens, index = self.tokens, self.index
-        if not isinstance(fill, str) or fill == 'zero':
-            count = count if self.num_active is None else self.num_active
-            tokens, index = tokens[:, :count], index[:, :count]
-        positions = self.grid[0] * self.grid[1]
-        if count == positions:
-            slot = torch.arange(count, device=index.device).expand(batch, count)
-            return take_rows(tokens, torch.empty_like(index).scatter_(1, index, slot))
-        base = tokens.new_zeros(channels) if isinstance(fill, str) else fill.to(tokens.dtype)
-        dense = base.expand(batch * positions, channels)
-        numbers = row_numbers(index, positions).flatten()
-        return dense.index_copy(0, numbers, tokens.flatten(0, 1)).view(batch, positions, channels)
+        exits = isinstance(fill, str) and fill == 'exit'
+        current = Tokens(self.tokens, self.position)
+        if self.complete or (exits and self.num_held == self.num_positions):
+            return take_rows(*_rows_by_position(current, self.removed, self.num_positions))
+        dense = self._background(fill)
+        for position, x in [(self.position, self.tokens), *((part.position, part.x) for part in self.removed if exits)]:
+            if x is not None:
+                dense = dense.index_copy(0, flat_rows(position, self.num_positions).flatten(), x.flatten(0, 1))
+        dense = dense.view(len(self.tokens), self.num_positions, -1)
+        shared = shared_positions(self.removed, self.num_positions)
+        return dense if shared is None else take_rows(dense, shared)
+
+    def _background(self, fill: str | Tensor) -> Tensor:
+        """(B * N, C), the same value everywhere."""
+        channels = self.tokens.shape[2]
+        value = self.tokens.new_zeros(channels) if isinstance(fill, str) else fill.to(self.tokens.dtype)
+        return value.expand(len(self.tokens) * self.num_positions, channels)

@@ -22,7 +22,7 @@ import torch
 
 from cropr_mm.benchmark.machine import describe_machine
 from cropr_mm.benchmark.throughput import compare_throughput
-from cropr_mm.models.windows import Windows, attend, count_windows, window_numbers, windowed_attention
+from cropr_mm.models.windows import Windows, attend, count_windows, window_ids, windowed_attention
 from cropr_mm.utils.io import write_json
 
 GRID, WINDOW, HEADS, CHANNELS, RATE = (96, 96), 16, 16, 64, 408
@@ -30,7 +30,7 @@ GRID, WINDOW, HEADS, CHANNELS, RATE = (96, 96), 16, 16, 64, 408
 
 def contenders(kept: int, device: str, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
     """Calls that give the same output for the kept tokens, but for ``global``."""
-    number = window_numbers(GRID, WINDOW, device).sort().values[None]
+    number = window_ids(GRID, WINDOW, device).sort().values[None]
     total, count = number.shape[1], count_windows(GRID, WINDOW)
     rows = torch.randperm(total, device=device)[:kept].sort().values
     kept_mask = torch.zeros(total, dtype=torch.bool, device=device)

@@ -38,41 +38,6 @@ class PatchEmbed(nn.Module):
         return x.flatten(2).transpose(1, 2), (x.shape[2], x.shape[3])
 
 
-def padding_patches(images: Tensor, patch_size: int) -> Tensor:
-    """Patches beyond the image itself, where it was padded on the right or at the bottom.
-
-    The data samples do not say where the image ends (mmcv's ``Pad`` sets ``img_shape`` to the padded size), the pixels
-    do: padding is rows and columns of one colour at the border. Two kinds are looked for, one around the other: that
-    of the data preprocessor, which gives a batch one size (mostly zeros after normalisation), and that of the pipeline
-    (``Pad``: 114, or zeros before normalisation). Rows and columns of an image that end it in one colour count as
-    padding, too.
-
-    Args:
-        images: (B, C, H, W), padded to whole patches or not.
-        patch_size: pixels per patch side.
-
-    Returns:
-        (B, N) bool in raster order. Shapes and values need no synchronisation with the device.
-    """
-    height, width = images.shape[2:]
-    sides = [torch.arange(1, side + 1, device=images.device) for side in (height, width)]
-    ends = [torch.full_like(images[:, 0, 0, 0], side, dtype=torch.int64) for side in (height, width)]
-    for around in (True, False):
-        corner = (ends[0] - 1) * width + ends[1] - 1
-        colour = images.flatten(2).gather(2, corner[:, None, None].expand(-1, images.shape[1], 1)).unsqueeze(3)
-        # Less than half a grey level. Batches that mm resizes (YOLOX) hold their padding to a few decimals only.
-        tolerance = 1e-3 * colour.abs().amax(dim=1).clamp(min=1)
-        distance = (images - colour).abs_().amax(dim=1)
-        if not around:
-            inside = [side <= end[:, None] for side, end in zip(sides, ends)]
-            distance = distance * inside[0][:, :, None] * inside[1][:, None, :]
-        other = [~(distance.amax(dim=dim) <= tolerance[:, 0]) for dim in (2, 1)]  # NaN is no padding
-        # An image of one colour ends at its first pixel.
-        ends = [(differs * side).amax(dim=1).clamp(min=1) for differs, side in zip(other, sides)]
-    below, beside = (side[::patch_size] > end[:, None] for side, end in zip(sides, ends))
-    return (below[:, :, None] | beside[:, None, :]).flatten(1)
-
-
 class Attention(nn.Module):
     """Multi-head self-attention over the tokens that are there, or among those of each window (fused kernels)."""
 
@@ -119,21 +84,6 @@ class Attention(nn.Module):
             watch(q, k)
         x = attend(q, k, v) if windows is None else windowed_attention(q, k, v, windows)
         return self.proj(self.norm(x.flatten(2)))
-
-
-def class_attention(q: Tensor, k: Tensor, prefix: int) -> Tensor:
-    """Attention weights that the class token, the first one, gives the patch tokens, mean over the heads.
-
-    Args:
-        q, k: (B, M, heads, head_dim).
-        prefix: P, tokens in front of the patch tokens.
-
-    Returns:
-        (B, M - P) float32. The softmax runs over all M tokens.
-    """
-    with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
-        logits = torch.einsum('bhd,bmhd->bhm', q[:, 0].float(), k.float()) / math.sqrt(q.shape[-1])
-        return logits.softmax(dim=-1)[:, :, prefix:].mean(dim=1)
 
 
 class Mlp(nn.Module):

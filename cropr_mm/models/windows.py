@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..tokens import row_numbers, take_numbered
+from ..tokens import flat_rows, take_flat_rows
 from ..utils.compat import is_compiling
 
 
-def window_numbers(grid: tuple[int, int], size: int, device: torch.device | str = 'cpu') -> Tensor:
+def window_ids(grid: tuple[int, int], size: int, device: torch.device | str = 'cpu') -> Tensor:
     """(N,) int64: the window that each patch of a grid lies in, in raster order; windows count in raster order too.
 
     Windows at the right and at the bottom are smaller where ``size`` does not divide the grid.
@@ -42,15 +42,15 @@ class Windows:
     No dataclass, as FSDP's mixed precision writes into those.
 
     Attributes:
-        number: (B, N) int64, ascending in each sample: the window of each patch token.
+        window_id: (B, N) int64, ascending in each sample: the window of each patch token.
         count: windows of the grid.
         capacity: tokens of a whole window.
         prefix: P, tokens in front of the patch tokens. They attend to all tokens, and all attend to them.
         whole: every window holds ``capacity`` tokens.
     """
 
-    def __init__(self, number: Tensor, count: int, capacity: int, prefix: int, whole: bool) -> None:
-        self.number, self.count, self.capacity = number, count, capacity
+    def __init__(self, window_id: Tensor, count: int, capacity: int, prefix: int, whole: bool) -> None:
+        self.window_id, self.count, self.capacity = window_id, count, capacity
         self.prefix, self.whole = prefix, whole
 
 
@@ -112,29 +112,31 @@ def _with_holes(q: Tensor, k: Tensor, v: Tensor, windows: Windows) -> Tensor:
     prefix, room = windows.prefix, windows.count * windows.capacity
     start = _starts(windows)
     held = _starts(windows, after=True) - start
-    place = torch.arange(windows.number.shape[1], device=q.device) - start.gather(1, windows.number)
-    slot = windows.number * windows.capacity + place
-    numbers = row_numbers(slot, room)
+    place = torch.arange(windows.window_id.shape[1], device=q.device) - start.gather(1, windows.window_id)
+    slot = windows.window_id * windows.capacity + place
+    rows = flat_rows(slot, room)
 
     def spread(t: Tensor) -> Tensor:
-        spacious = t.new_zeros(len(t) * room, *t.shape[2:]).index_copy_(0, numbers.flatten(), t.flatten(0, 1))
+        spacious = t.new_zeros(len(t) * room, *t.shape[2:]).index_copy_(0, rows.flatten(), t.flatten(0, 1))
         return spacious.view(len(t), room, *t.shape[2:])
 
     # At least one key, also in an empty window: a softmax over nothing is NaN, in its gradient too.
     there = torch.arange(windows.capacity, device=q.device) < held.clamp(min=1)[:, :, None]
     keys, values = (torch.cat([t[:, :prefix], spread(t[:, prefix:])], dim=1) for t in (k, v))
-    return take_numbered(_whole(spread(q), keys, values, windows, there), numbers)
+    return take_flat_rows(_whole(spread(q), keys, values, windows, there), rows)
 
 
 def _same_window(windows: Windows) -> Tensor:
-    same = windows.number[:, :, None] == windows.number[:, None, :]
+    same = windows.window_id[:, :, None] == windows.window_id[:, None, :]
     return F.pad(same, (windows.prefix, 0), value=True).unsqueeze(1)
 
 
 def _starts(windows: Windows, after: bool = False) -> Tensor:
     """First patch token of each window (B, windows), or the first one after it."""
-    wanted = torch.arange(windows.count, device=windows.number.device).expand(len(windows.number), -1).contiguous()
-    return torch.searchsorted(windows.number.contiguous(), wanted, right=after)
+    wanted = (
+        torch.arange(windows.count, device=windows.window_id.device).expand(len(windows.window_id), -1).contiguous()
+    )
+    return torch.searchsorted(windows.window_id.contiguous(), wanted, right=after)
 
 
 # --- sequences of different lengths ---------------------------------------------------------------------------
@@ -183,7 +185,7 @@ def attend_sequences(
 def _sequences(q: Tensor, k: Tensor, v: Tensor, windows: Windows, kernel: Kernel) -> Tensor:
     """Each window of each sample is a sequence of its own."""
     batch, tokens = q.shape[:2]
-    begin = row_numbers(_starts(windows), tokens).flatten()
+    begin = flat_rows(_starts(windows), tokens).flatten()
     bounds = F.pad(begin, (0, 1), value=batch * tokens).to(torch.int32)
     out = kernel(*(t.flatten(0, 1) for t in (q, k, v)), bounds, bounds, windows.capacity, windows.capacity)
     return out.view(q.shape)

@@ -92,7 +92,7 @@ class TokenPooling(BaseModule):
 
     def _pool(self, feature: SparseFeature) -> Tensor:
         if self.mode == 'avg':
-            return feature.tokens[:, : feature.num_active].mean(dim=1)
+            return feature.mean()
         if feature.prefix is None or not feature.prefix.shape[1]:
             raise ValueError(
                 "TokenPooling(mode='cls'): the backbone has no class token; choose mode='avg' or an arch with "

@@ -1,6 +1,6 @@
 """Everything that decides which tokens stay. This list is the only one that a new pruner is added to."""
 
-from .base import BasePruner
+from .base import BasePruner, BaseReducer, Context
 from .baselines import AttentionPruner, RandomPruner, VariancePruner
 from .cropr import CroprPruner
 from .difficulty import DifficultyPruner
@@ -12,7 +12,9 @@ __all__ = [
     'AttentionPruner',
     'BaseAuxHead',
     'BasePruner',
+    'BaseReducer',
     'ClsAuxHead',
+    'Context',
     'CroprPruner',
     'DifficultyPruner',
     'MultiLabelAuxHead',

@@ -1,17 +1,32 @@
-"""What every selector has in common."""
+"""What every way to reduce tokens has in common: pruners, and whatever else removes tokens after a block."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
+from ...tokens import Removed, Tokens, split
 
-class BasePruner(nn.Module):
-    """Gives each patch token a score; the selection itself is not its business.
 
-    One instance sits behind each pruned block.
+class Context(NamedTuple):
+    """What a reducer may read besides the current tokens.
+
+    Attributes:
+        grid: (H, W), the patch grid of these images.
+        padding: (B, H * W) bool, the positions that hold only padding, or None.
+        observed: what :meth:`BaseReducer.observe` returned in the block before, or None.
+    """
+
+    grid: tuple[int, int]
+    padding: Tensor | None = None
+    observed: Any = None
+
+
+class BaseReducer(nn.Module):
+    """Removes tokens after a block. One instance after each block of the schedule.
 
     Args:
         embed_dim: channels D of a token.
@@ -19,15 +34,17 @@ class BasePruner(nn.Module):
         patch_size: pixels per patch side.
         deploy: build only what inference needs.
 
-    CroprViT fills these four in; a config names only what a pruner adds.
+    CroprViT fills these four in; a config names only what a reducer adds.
 
     Attributes:
-        reads_class_attention: whether :meth:`score` wants the attention of the class token in the block in front.
+        observes: whether :meth:`observe` is called in the attention of the block before.
+        needs_class_token: whether the model must have a [CLS] token.
         learns: whether :meth:`predict` gives something to train.
     """
 
-    reads_class_attention = False
-    learns = False
+    observes: bool = False
+    needs_class_token: bool = False
+    learns: bool = False
 
     def __init__(self, embed_dim: int, grid: tuple[int, int], patch_size: int, deploy: bool = False) -> None:
         super().__init__()
@@ -35,30 +52,34 @@ class BasePruner(nn.Module):
         self.grid = grid
         self.patch_size = patch_size
 
-    def score(
-        self, patch_tokens: Tensor, index: Tensor, grid: tuple[int, int], class_attention: Tensor | None = None
-    ) -> Tensor:
-        """Score the patch tokens.
+    def forward(self, tokens: Tokens, count: int, context: Context) -> tuple[Tokens, Removed]:
+        """Remove ``count`` patch tokens, 0 < count < M.
 
         Args:
-            patch_tokens: (B, N, D).
-            index: (B, N) int64, their raster positions.
-            grid: (H, W), the patch grid of these images.
-            class_attention: (B, N) float32, the attention weight that the class token gave each of them in the
-                block in front, mean over the heads; None unless ``reads_class_attention``.
+            tokens: the current tokens, M of them patch tokens.
+            count: the same for every image, as shapes must not depend on the data.
+            context: what else may be read.
 
         Returns:
-            (B, N) float32; higher stays.
+            The current tokens from here on, M - count of them patch tokens, prefix first; and all that is needed to
+            bring the other positions back.
         """
         raise NotImplementedError
 
-    def predict(self, tokens: Tensor, index: Tensor) -> Any:
-        """Auxiliary prediction in training, of a pruner that learns.
+    def observe(self, q: Tensor, k: Tensor, num_prefix: int) -> Any:
+        """Look at the attention of the block before, if ``observes``.
 
         Args:
-            tokens: (B, P + N, D), all tokens that leave the block, prefix first.
-            index: (B, N) int64, raster positions of the patch tokens.
+            q, k: (B, P + M, heads, head_dim), queries and keys with RoPE, before the softmax.
+            num_prefix: P.
+
+        Returns:
+            ``context.observed``.
         """
+        raise NotImplementedError
+
+    def predict(self, tokens: Tokens) -> Any:
+        """Auxiliary prediction from the current tokens in training, of a reducer that learns."""
         raise NotImplementedError
 
     def aux_loss(self, prediction: Any, data_samples: Sequence[Any], grid: tuple[int, int]) -> Tensor:
@@ -66,4 +87,32 @@ class BasePruner(nn.Module):
         raise NotImplementedError
 
     def switch_to_deploy(self) -> None:
-        """Drop what only training needs; the selection stays the same."""
+        """Drop what only training needs; the output stays the same."""
+
+
+class BasePruner(BaseReducer):
+    """Scores the patch tokens; those with the lowest scores are pruned. A pruner of one's own defines :meth:`score`."""
+
+    def score(self, tokens: Tokens, context: Context) -> Tensor:
+        """Score the patch tokens.
+
+        Args:
+            tokens: detached; ``tokens.patches`` (B, M, D) and ``tokens.position`` (B, M).
+            context: what else may be read.
+
+        Returns:
+            (B, M) float32; higher is kept. Padding is pruned first, whatever its scores.
+        """
+        raise NotImplementedError
+
+    def forward(self, tokens: Tokens, count: int, context: Context) -> tuple[Tokens, Removed]:
+        scores = self.score(tokens._replace(x=tokens.x.detach()), context)
+        if not isinstance(scores, Tensor) or scores.shape != tokens.position.shape:
+            found = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+            raise ValueError(
+                f'{type(self).__name__}.score returned {found}; one score per patch token, (B, M) = '
+                f'{tuple(tokens.position.shape)}, is expected'
+            )
+        if context.padding is not None:
+            scores = scores.masked_fill(context.padding.gather(1, tokens.position), -torch.inf)
+        return split(tokens, scores, count)

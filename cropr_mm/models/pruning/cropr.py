@@ -1,4 +1,4 @@
-"""The learnt scorer: cross-attention of task queries to the tokens."""
+"""The learned scorer: cross-attention of task queries to the tokens."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from ...tokens import Tokens
 from ...utils.checks import is_integer
 from ...utils.compat import autocast_dtype
 from ..layers import Mlp, init_vit_weights
-from .base import BasePruner
+from .base import BasePruner, Context
 
 EPS = 1e-6  # of every LayerNorm
 
 
 @MODELS.register_module()
 class CroprPruner(BasePruner):
-    """Learnt cross-attention scorer (Cropr, arXiv 2412.00965, section 3.2).
+    """Learned cross-attention scorer (Cropr, arXiv 2412.00965, section 3.2).
 
     The score of token m is the sum of its raw attention logits over all queries, ``a_m = Σ_n Q_n · x_m``. So the
     queries fold into one vector and scoring costs O(M) whatever their number. In training, each query also
@@ -39,7 +40,7 @@ class CroprPruner(BasePruner):
         pre_norm: LayerNorm on the tokens before the attention. At inference a token is then centred and scaled.
         mlp: whether an MLP (ratio 4, residual) follows the aggregation.
         stop_gradient: keep the auxiliary loss out of the backbone. The scores pass no gradient either way.
-        reverse: keep the tokens that score lowest ("non-salient", a sanity check that must do worse than chance).
+        reverse: keep the tokens that score lowest ("non-salient", a sanity check that must do worse than random).
         deploy: build the folded scorer alone. It loads folded weights, and folds trained ones as it loads them.
         embed_dim, grid, patch_size: see :class:`BasePruner`.
 
@@ -89,22 +90,21 @@ class CroprPruner(BasePruner):
             if part is not None:
                 part.apply(init_vit_weights)
 
-    def score(
-        self, patch_tokens: Tensor, index: Tensor, grid: tuple[int, int], class_attention: Tensor | None = None
-    ) -> Tensor:
-        with torch.no_grad(), torch.autocast(patch_tokens.device.type, enabled=False):
+    def score(self, tokens: Tokens, context: Context) -> Tensor:
+        patches = tokens.patches
+        with torch.no_grad(), torch.autocast(patches.device.type, enabled=False):
             vector = _fold(dict(self._scoring_weights()))
             if self.pre_norm:
-                patch_tokens = F.layer_norm(patch_tokens.float(), (self.embed_dim,), eps=EPS)
-            scores = _dot(vector, patch_tokens)
+                patches = F.layer_norm(patches.float(), (self.embed_dim,), eps=EPS)
+            scores = _dot(vector, patches)
             return -scores if self.reverse else scores
 
     @property
     def learns(self) -> bool:  # type: ignore[override]
         return self.aux_head is not None
 
-    def predict(self, tokens: Tensor, index: Tensor) -> Any:
-        x = tokens.detach() if self.stop_gradient else tokens
+    def predict(self, tokens: Tokens) -> Any:
+        x = tokens.x.detach() if self.stop_gradient else tokens.x
         x = x if self.input_norm is None else self.input_norm(x)
         dtype = autocast_dtype(x.device.type)
         if dtype is not None:
@@ -159,7 +159,7 @@ def _dot(vector: Tensor, x: Tensor) -> Tensor:
     Summed in float32: half precision would make ties of near neighbours, and may overflow. On CUDA
     ``torch.set_float32_matmul_precision`` rounds float32 factors here as in every other product (TF32).
     """
-    # A row times a matrix, which reads the tokens behind the prefix in place: matmul would copy them first, and
+    # A row times a matrix, which reads the tokens after the prefix in place: matmul would copy them first, and
     # a matrix times a column takes 15 times as long on a CPU.
     if vector.dtype == x.dtype != torch.float32 and sums_in_float32(x.device, x.dtype):
         row, matrix = vector.expand(len(x), 1, -1), x.transpose(1, 2)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from mmengine.registry import MODELS
-from torch import Tensor
 
+from ...tokens import Tokens
 from .cropr import CroprPruner
 from .supervision.heads import TokenPrediction
 
@@ -39,9 +37,9 @@ class DifficultyPruner(CroprPruner):
         head = dict(type='TokenClassAuxHead', num_classes=num_classes, ignore_index=ignore_index)
         super().__init__(embed_dim, grid, patch_size, head, mlp=False, reverse=reverse, deploy=deploy)
 
-    def predict(self, tokens: Tensor, index: Tensor) -> Any:
+    def predict(self, tokens: Tokens) -> TokenPrediction:
         # Of all tokens, and the prefix is dropped from what comes out: a slice of them would be copied, and kept.
-        x, prefix = tokens.detach(), tokens.shape[1] - index.shape[1]
+        x, prefix = tokens.x.detach(), tokens.num_prefix
         with torch.autocast(x.device.type, enabled=False):
             scores = x.float() @ self.queries[0].float()
-        return TokenPrediction(scores[:, prefix:], self.aux_head(x)[:, prefix:], index)
+        return TokenPrediction(scores[:, prefix:], self.aux_head(x)[:, prefix:], tokens.position)

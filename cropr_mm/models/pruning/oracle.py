@@ -1,6 +1,6 @@
-"""An oracle selector for analysis: it keeps the tokens of objects, as the labels say.
+"""An oracle pruner for analysis: it keeps the tokens of objects, as the labels say.
 
-It bounds what any learnt selector can gain on a data set, and so gives the figure of merit
+It bounds what any learned pruner can gain on a data set, and so gives the figure of merit
 ``headroom recovered = (method − random) / (oracle − random)``.
 """
 
@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor
 
-from .base import BasePruner
+from ...tokens import Tokens
+from .base import BasePruner, Context
 from .supervision.targets import label_map
 
 
@@ -57,17 +58,19 @@ def object_share(
 
 @MODELS.register_module()
 class OraclePruner(BasePruner):
-    """Keeps the tokens that objects cover most; chance decides between equals. Needs :class:`OracleHook`."""
+    """Keeps the tokens that objects cover most, ties broken at random.
+
+    Needs :class:`~cropr_mm.engine.OracleHook`.
+    """
 
     share: Tensor | None = None
 
-    def score(
-        self, patch_tokens: Tensor, index: Tensor, grid: tuple[int, int], class_attention: Tensor | None = None
-    ) -> Tensor:
-        if self.share is None or self.share.shape != (len(index), grid[0] * grid[1]):
+    def score(self, tokens: Tokens, context: Context) -> Tensor:
+        position = tokens.position
+        if self.share is None or self.share.shape != (len(position), context.grid[0] * context.grid[1]):
             raise RuntimeError(
                 "OraclePruner has no labels for this batch; add custom_hooks=[dict(type='OracleHook', "
                 'object_classes=[…])] and run it where data samples carry labels'
             )
-        share = self.share.to(index.device).gather(1, index)
-        return share + 1e-3 * torch.rand(index.shape, device=index.device)
+        share = self.share.to(position.device).gather(1, position)
+        return share + 1e-3 * torch.rand(position.shape, device=position.device)

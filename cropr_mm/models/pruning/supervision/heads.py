@@ -176,12 +176,12 @@ class TokenPrediction:
     Attributes:
         scores: (B, N), the scorer's attention logits.
         logits: (B, N, C + 1), the class of each token; the last one is background.
-        index: (B, N) int64, raster positions.
+        position: (B, N) int64.
     """
 
     scores: Tensor
     logits: Tensor
-    index: Tensor
+    position: Tensor
 
 
 @MODELS.register_module()
@@ -221,10 +221,10 @@ class TokenClassAuxHead(BaseAuxHead):
             raise TypeError("TokenClassAuxHead reads single tokens; set pruning.pruner.type='DifficultyPruner'")
         where = (prediction.logits.device, grid, self.patch_size)
         targets = for_batch(patch_classes, data_samples, *where, self.num_classes, self.ignore_index)
-        shares = take_rows(targets, prediction.index)
+        shares = take_rows(targets, prediction.position)
         difficulty = -(shares * prediction.logits.float().log_softmax(dim=-1)).sum(dim=-1)
         attention = prediction.scores.float().log_softmax(dim=1)
         total = difficulty.detach().sum(dim=1, keepdim=True)
-        wanted = difficulty.detach() / total.clamp(min=torch.finfo(total.dtype).tiny)
-        followed = -(wanted * attention).sum() / (total > 0).sum().clamp(min=1)
+        share = difficulty.detach() / total.clamp(min=torch.finfo(total.dtype).tiny)
+        followed = -(share * attention).sum() / (total > 0).sum().clamp(min=1)
         return difficulty.sum() / shares.sum().clamp(min=1) + followed

@@ -1,0 +1,30 @@
+"""Names of pruners in checkpoints: by the block that each stands after."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from typing import Any
+
+
+def key_pruners_by_block(state: MutableMapping[str, Any], prefix: str) -> None:
+    """Rename pruners that are counted, as the first checkpoints of this package have them, in place.
+
+    ``pruners.0.queries`` with ``pruners.blocks`` = [2, …] becomes ``pruners.2.queries``.
+
+    Args:
+        state: names and tensors.
+        prefix: before the names of the pruners, such as ``'backbone.pruners.'``.
+    """
+    if f'{prefix}blocks' not in state:
+        return
+    blocks = state.pop(f'{prefix}blocks').tolist()
+    counted = {key: state.pop(key) for key in list(state) if block_of(key, prefix) is not None}
+    for key, value in counted.items():
+        number, name = key[len(prefix) :].split('.', 1)
+        state[f'{prefix}{blocks[int(number)]}.{name}'] = value
+
+
+def block_of(name: str, prefix: str) -> int | None:
+    """The number at the head of a name after ``prefix``; None where there is none."""
+    head = name[len(prefix) :].split('.')[0] if name.startswith(prefix) else ''
+    return int(head) if head.isdecimal() else None
