@@ -101,7 +101,7 @@ def options_of(args: argparse.Namespace, method: str, seed: int) -> list[str]:
 def digest(args: argparse.Namespace, method: str, seed: int) -> str:
     """Of all settings that a run depends on, apart from where this clone lies."""
     with READING:
-        config = Config.fromfile(str(config_of(args.task, method))).pretty_text.replace(str(ROOT), '')
+        config = repr(Config.fromfile(str(config_of(args.task, method))).to_dict()).replace(str(ROOT), '')
     return hashlib.sha256('\n'.join([config, *options_of(args, method, seed)]).encode()).hexdigest()
 
 

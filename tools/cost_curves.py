@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def draw(points: dict[str, list[dict[str, Any]]], path: Path, title: str) -> Non
 
     figure = Figure(figsize=(11, 3.4), dpi=120, facecolor='white', layout='constrained')
     for axis, (name, label) in zip(figure.subplots(1, len(AXES), sharey=True), AXES.items()):
-        rows = sorted(points[name], key=lambda row, name=name: row[name])
+        rows = sorted(points[name], key=itemgetter(name))
         x = [row[name] for row in rows]
         for variant, colour in (('cropr', 'tab:blue'), ('random', 'tab:orange')):
             axis.plot(x, [row[variant]['ratio_to_dense'] for row in rows], 'o-', color=colour, label=variant)

@@ -215,7 +215,7 @@ class Setup:
         forced, listed = os.environ.get('FORCE_CUDA') == '1', os.environ.get('TORCH_CUDA_ARCH_LIST')
         version, cuda = self.version_of_torch()
         code = 'import torch.cuda as c; print(*["%d.%d" % c.get_device_capability(i) for i in range(c.device_count())])'
-        run = [self.python, '-c', code]
+        run = [str(self.python), '-c', code]
         seen = subprocess.run(run, stdout=subprocess.PIPE, text=True).stdout.split() if cuda else []
         if forced and not (cuda and (listed or seen)):
             raise SetupError(

@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cropr_mm.benchmark.machine import describe_machine
 from cropr_mm.benchmark.throughput import compare_throughput
@@ -28,27 +30,37 @@ from cropr_mm.utils.io import write_json
 GRID, WINDOW, HEADS, CHANNELS, RATE = (96, 96), 16, 16, 64, 408
 
 
+def within(tensors: list[Tensor], windows: Windows) -> Tensor:
+    query, key, value = tensors
+    return windowed_attention(query, key, value, windows)
+
+
+def among(tensors: list[Tensor], mask: Tensor | None = None) -> Tensor:
+    query, key, value = tensors
+    return attend(query, key, value, mask)
+
+
 def contenders(kept: int, device: str, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
     """Calls that give the same output for the kept tokens, but for ``global``."""
-    number = window_ids(GRID, WINDOW, device).sort().values[None]
-    total, count = number.shape[1], count_windows(GRID, WINDOW)
+    ids = window_ids(GRID, WINDOW, device).sort().values[None]
+    total, count = ids.shape[1], count_windows(GRID, WINDOW)
     rows = torch.randperm(total, device=device)[:kept].sort().values
     kept_mask = torch.zeros(total, dtype=torch.bool, device=device)
     kept_mask[rows] = True
     full = [torch.randn(1, total, HEADS, CHANNELS, device=device, dtype=dtype) for _ in range(3)]
     few = [t[:, rows] for t in full]
-    windows = Windows(number[:, rows], count, WINDOW**2, 0, kept == total)
-    everyone = Windows(number, count, WINDOW**2, 0, True)
+    windows = Windows(ids[:, rows], count, WINDOW**2, 0, kept == total)
+    everyone = Windows(ids, count, WINDOW**2, 0, True)
     batch = [t.unflatten(1, (count, -1)).flatten(0, 1) for t in full]
     there = kept_mask.view(count, 1, 1, -1).expand(-1, 1, WINDOW**2, -1)
-    near = (number[0, :, None] == number[0]) & kept_mask
+    near = (ids[0, :, None] == ids[0]) & kept_mask
     near |= torch.eye(total, dtype=torch.bool, device=device)  # a softmax over nothing is NaN
     calls = {
-        'dense': lambda: windowed_attention(*full, everyone),
-        'windows': lambda: windowed_attention(*few, windows),
-        'global': lambda: attend(*few),
-        'holes': lambda: attend(*batch, there),
-        'masked': lambda: attend(*full, near[None, None]),
+        'dense': partial(within, full, everyone),
+        'windows': partial(within, few, windows),
+        'global': partial(among, few),
+        'holes': partial(among, batch, there),
+        'masked': partial(among, full, near[None, None]),
     }
     with torch.inference_mode():
         ours = calls['windows']()

@@ -32,9 +32,11 @@ def time_parts(model: nn.Module, call: Callable[[], Any], device: torch.device |
     """
     device = torch.device(device)
     backbone, neck = find_backbone(model), getattr(model, 'neck', None)
-    within = dict(embedding=[backbone.patch_embed], blocks=[*backbone.blocks], pruning=[*backbone.pruners.children()])
-    within = {part: modules for part, modules in within.items() if not any(map(_is_compiled, modules))}
-    outer = dict(backbone=[backbone], neck=[neck] if isinstance(neck, nn.Module) else [])
+    modules: dict[str, list[nn.Module]] = dict(
+        embedding=[backbone.patch_embed], blocks=[*backbone.blocks], pruning=[*backbone.pruners.children()]
+    )
+    within = {part: listed for part, listed in modules.items() if not any(map(_is_compiled, listed))}
+    outer: dict[str, list[nn.Module]] = dict(backbone=[backbone], neck=[neck] if isinstance(neck, nn.Module) else [])
     with _timed({**within, **outer}, device) as seconds:
         total = seconds_of(call, 1, device)
     parts = {part: seconds[part] for part in within}

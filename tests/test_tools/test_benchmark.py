@@ -37,19 +37,20 @@ def test_the_beginning_of_the_curriculum_computes_what_the_dense_model_does(run_
         assert variants['random'][figure] == variants['dense'][figure]
 
 
-@pytest.mark.parametrize('name', ['fcn', 'mask-rcnn'])
-@pytest.mark.parametrize('options', [['--whole-model'], ['--whole-model', '--train'], []])
+@pytest.mark.parametrize(
+    'name, options', [('fcn', ['--whole-model', '--train']), ('mask-rcnn', ['--whole-model', '--train']), ('fcn', [])]
+)
 def test_config(run_tool, tmp_path, name, options):
+    """Whole models at inference: what the demo types, in test_pipeline.py."""
     pytest.importorskip('mmseg' if name == 'fcn' else 'mmdet')
     config = CONFIGS / f'{name}_cropr-vit_sample.py'
     classes = 9 if name == 'fcn' else 6
     run_tool('benchmark', '--config', config, '--batch-size', 1, '--rounds', 1, '--json', tmp_path / 'speed.json',
-             '--num-classes', classes, *options)  # fmt: skip
+             '--num-classes', classes, '--variants', 'cropr', 'random', *options)  # fmt: skip
     report = json.loads((tmp_path / 'speed.json').read_text())
     assert report['img_size'] == [96, 96] and report['training'] == ('--train' in options)
     assert report['variants']['random']['tokens_per_block'] == [145, 128, 104, 88, 64, 48, 24, 145]
-    parts = report['variants']['cropr'].get('milliseconds_of_parts', {})
-    assert ('head' in parts) == (options == ['--whole-model'])
+    assert ('milliseconds_of_parts' in report['variants']['cropr']) == ('--train' not in options)
 
 
 def test_settings_of_a_config_change_on_the_command_line(run_tool, tmp_path):

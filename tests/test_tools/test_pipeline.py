@@ -36,7 +36,7 @@ def test_from_training_to_pictures(library, data_folder, run_tool, capsys):
     run_tool('train', *demo['train'], *options)
     run_tool('benchmark', *demo['benchmark'], '--rounds', 1)
     said = capsys.readouterr().out
-    assert 'images/s' in said and 'dense' in said and '145 128 104 88 64 48 24 145' in said
+    assert 'images/s' in said and 'dense' in said and 'head' in said and '145 128 104 88 64 48 24 145' in said
     run_tool('visualize_tokens', *demo['visualize_tokens'], *options)
     checkpoint = data_folder / 'work_dirs' / target / 'iter_2.pth'
     assert checkpoint.is_file()
