@@ -55,7 +55,7 @@ def contenders(kept: int, device: str, dtype: torch.dtype) -> dict[str, Callable
     there = kept_mask.view(count, 1, 1, -1).expand(-1, 1, WINDOW**2, -1)
     near = (ids[0, :, None] == ids[0]) & kept_mask
     near |= torch.eye(total, dtype=torch.bool, device=device)  # a softmax over nothing is NaN
-    calls = {
+    calls: dict[str, Callable[[], Any]] = {
         'dense': partial(within, full, everyone),
         'windows': partial(within, few, windows),
         'global': partial(among, few),

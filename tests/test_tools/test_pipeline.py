@@ -34,7 +34,7 @@ def test_from_training_to_pictures(library, data_folder, run_tool, capsys):
     assert list(demo) == ['make_sample_data', 'train', 'benchmark', 'visualize_tokens']
     (data_folder / 'configs').symlink_to(ROOT / 'configs')
     run_tool('train', *demo['train'], *options)
-    run_tool('benchmark', *demo['benchmark'], '--rounds', 1)
+    run_tool('benchmark', *demo['benchmark'], '--rounds', 1, '--batch-size', 2)
     said = capsys.readouterr().out
     assert 'images/s' in said and 'dense' in said and 'head' in said and '145 128 104 88 64 48 24 145' in said
     run_tool('visualize_tokens', *demo['visualize_tokens'], *options)
