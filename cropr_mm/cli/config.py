@@ -17,8 +17,8 @@ def load_config(args: argparse.Namespace) -> Config:
     """Read the config file and put the shared command line options into it.
 
     Raises:
-        FileNotFoundError: There is no such config; the message names similar ones.
-        ModuleNotFoundError: The library that the config is for is not installed.
+        FileNotFoundError: there is no such config; the message names similar ones.
+        ModuleNotFoundError: the library that the config is for is not installed.
         ValueError: A CroprViT stands in the config, and what it replaces has not gone completely.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))

@@ -17,11 +17,11 @@ def check_data(cfg: Config, loaders: Sequence[str]) -> None:
     Paths that are not on this machine's disk (``s3://``, other backends) are left to mmengine.
 
     Args:
-        cfg: The config. ``cfg.data_hint``, where there is one, is a sentence that says where the data come from.
-        loaders: Keys of the data loaders that the run will use.
+        cfg: the config. ``cfg.data_hint``, where there is one, is a sentence that says where the data come from.
+        loaders: keys of the data loaders that the run will use.
 
     Raises:
-        FileNotFoundError: Names the config key, the path and the hint.
+        FileNotFoundError: names the config key, the path and the hint.
     """
     for loader in loaders:
         for key, dataset in _datasets(cfg.get(loader) or {}, loader):
@@ -66,10 +66,10 @@ def check_weights(cfg: Config) -> None:
     Addresses (``https://``, ``torchvision://``, …) are left to what loads them.
 
     Args:
-        cfg: The config. ``cfg.checkpoint_hint``, where there is one, is a sentence that says where they come from.
+        cfg: the config. ``cfg.checkpoint_hint``, where there is one, is a sentence that says where they come from.
 
     Raises:
-        FileNotFoundError: Names the config key, the path and the hint.
+        FileNotFoundError: names the config key, the path and the hint.
     """
     for key, settings in _pretrained(cfg.get('model') or {}, 'model'):
         path = settings.get('checkpoint')

@@ -38,8 +38,8 @@ def load_model(cfg: Config, checkpoint: str) -> nn.Module:
     """Build the model of a config for inference and load a checkpoint into it.
 
     Raises:
-        FileNotFoundError: The checkpoint is not there.
-        ValueError: It is cut off, or lacks parameters of the model, which would stay random.
+        FileNotFoundError: the checkpoint is not there.
+        ValueError: it is cut off, or lacks parameters of the model, which would stay random.
     """
     if '://' not in checkpoint:
         check_checkpoint(checkpoint)

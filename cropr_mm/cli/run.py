@@ -23,8 +23,8 @@ def set_resume(cfg: Config, resume: str | None) -> None:
     Where there is none yet, the config's own ``load_from`` stands: a run that fine-tunes starts from it.
 
     Raises:
-        FileNotFoundError: The checkpoint is not there.
-        ValueError: It is cut off.
+        FileNotFoundError: the checkpoint is not there.
+        ValueError: it is cut off.
     """
     if resume is not None:
         begun = resume != 'auto' or find_latest_checkpoint(cfg.work_dir) is not None
@@ -44,26 +44,34 @@ def build_runner(cfg: Config) -> Runner:
     Raises:
         ValueError: the launcher needs an accelerator that is not there, or a hook needs whole weights under FSDP.
     """
-    sharded = is_type(cfg.get('strategy'), *_SHARDING)
-    if sharded and cfg.launcher != 'none' and any(is_type(hook, 'EMAHook') for hook in cfg.get('custom_hooks') or ()):
+    if is_type(cfg.get('strategy'), *_SHARDING):
+        _check_sharding(cfg)
+    if cfg.launcher != 'none' and not _has_accelerator():
+        _start_on_cpu(cfg)
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    let_mmcv_take_bfloat16()  # for models without a CroprHook
+    return runner
+
+
+def _check_sharding(cfg: Config) -> None:
+    if cfg.launcher == 'none':
+        cfg.strategy = ConfigDict(type='SingleDeviceStrategy')  # one process has nobody to share the weights with
+    elif any(is_type(hook, 'EMAHook') for hook in cfg.get('custom_hooks') or ()):
         raise ValueError(
             f'custom_hooks has EMAHook, which copies whole weights, and strategy.type={cfg.strategy["type"]!r} leaves '
             'a shard of them to each process; take the one or the other out'
         )
-    if cfg.launcher != 'none' and not _has_accelerator():
-        # mmengine's launcher sets a CUDA device and gives it to DDP in any case.
-        if cfg.launcher != 'pytorch':
-            raise ValueError(
-                f'--launcher {cfg.launcher} needs an accelerator, and torch finds none; on CPU use --launcher pytorch'
-            )
-        torch.distributed.init_process_group('gloo')
-        atexit.register(_end_processes)
-        _wrap_on_cpu(cfg)
-    elif cfg.launcher == 'none' and sharded:
-        cfg.strategy = ConfigDict(type='SingleDeviceStrategy')  # one process has nobody to share the weights with
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-    let_mmcv_take_bfloat16()  # for models without a CroprHook
-    return runner
+
+
+def _start_on_cpu(cfg: Config) -> None:
+    """Join the other processes here, since mmengine's launcher sets a CUDA device and gives it to DDP in any case."""
+    if cfg.launcher != 'pytorch':
+        raise ValueError(
+            f'--launcher {cfg.launcher} needs an accelerator, and torch finds none; on CPU use --launcher pytorch'
+        )
+    torch.distributed.init_process_group('gloo')
+    atexit.register(_end_processes)
+    _wrap_on_cpu(cfg)
 
 
 def _end_processes() -> None:
