@@ -1,4 +1,4 @@
-# What a newcomer types. The set-up itself is in tools/setup_env.py.
+# What a newcomer types; set-up is in tools/setup_env.py.
 PYTHON    ?= python3
 OPENMMLAB ?= openmmlab
 VENV      ?= $(if $(filter openmmlab,$(OPENMMLAB)),.venv,.venv-$(OPENMMLAB))
@@ -9,7 +9,7 @@ PY        := $(VENV)/bin/python
 .DEFAULT_GOAL := help
 
 help:
-	@echo 'make demo       train a pruned segmentor on sample data, evaluate it, compare its speed with dense'
+	@echo 'make demo       train and evaluate a pruned segmentor on sample data, time it against dense, draw its tokens'
 	@echo 'make demo-det   the same for a Mask R-CNN'
 	@echo 'make test       lint and every test'
 	@echo 'make lint       ruff, mypy, and whether Python 3.8 and PyTorch 2.1 have what is used'
@@ -48,11 +48,12 @@ docs: $(DOCS)/requirements.txt
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build --strict
 	@echo 'site/index.html is the front page'
 
-demo: setup
-	$(PY) tools/demo.py seg
-
-demo-det: setup
-	$(PY) tools/demo.py det
+demo: CONFIG := configs/sample/fcn_cropr-vit_sample.py
+demo-det: CONFIG := configs/sample/mask-rcnn_cropr-vit_sample.py
+demo demo-det: data
+	$(PY) tools/train.py $(CONFIG) --work-dir work_dirs/$@
+	$(PY) tools/benchmark.py --config $(CONFIG) --whole-model --variants dense cropr --batch-size 16
+	$(PY) tools/visualize_tokens.py $(CONFIG) $$(cat work_dirs/$@/last_checkpoint) --out work_dirs/$@/tokens.png
 
 data: setup
 	$(PY) tools/make_sample_data.py data/sample
