@@ -20,7 +20,6 @@ from .names import shorten
 from .pruners import key_pruners_by_block
 from .rope import check_angles
 
-State = Mapping[str, Tensor]
 _INIT_KEYS = ('type', 'checkpoint', 'prefix', 'map_location')
 
 
@@ -77,7 +76,7 @@ def load_init_cfg(model: Any, settings: Mapping[str, Any]) -> None:
     load_vit_weights(model, settings['checkpoint'], settings.get('prefix'))
 
 
-def _split(state: State) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _split(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The weights of the dense model, and those of its pruners."""
     pruners = {name: value for name, value in state.items() if name.startswith('pruners.')}
     return {name: value for name, value in state.items() if name not in pruners}, pruners
@@ -121,7 +120,9 @@ def _hints(missing: list[str], extra: list[str], state: Mapping[str, Tensor]) ->
     return hints
 
 
-def _load(model: Any, state: State, pruners: State, own_pruners: State) -> str | None:
+def _load(
+    model: Any, state: Mapping[str, Tensor], pruners: Mapping[str, Tensor], own_pruners: Mapping[str, Tensor]
+) -> str | None:
     """Load weights that fit, with a file's pruners whole or the model's as they are; tell why the file's were not."""
     before = {name: value.clone() for name, value in own_pruners.items()}
     reason = None
