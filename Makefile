@@ -5,7 +5,7 @@ VENV      ?= $(if $(filter openmmlab,$(OPENMMLAB)),.venv,.venv-$(OPENMMLAB))
 TORCH     ?= 2.13.0
 PY        := $(VENV)/bin/python
 
-.PHONY: help setup test lint demo demo-det data clean
+.PHONY: help setup test lint demo demo-det data docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -15,6 +15,7 @@ help:
 	@echo 'make lint       ruff, mypy, and whether Python 3.8 and PyTorch 2.1 have what is used'
 	@echo 'make data       write the sample data to data/sample'
 	@echo 'make setup      the environment that all of the above make first when it is missing'
+	@echo 'make docs       the documentation as a site, in site/, from an environment of its own (Python 3.10 or newer)'
 	@echo 'make clean      remove caches and build products (not $(VENV), data or work_dirs)'
 	@echo 'settings: PYTHON=$(PYTHON) (3.8 to 3.12) VENV=$(VENV) TORCH=$(TORCH) OPENMMLAB=$(OPENMMLAB) (or onedl)'
 
@@ -33,6 +34,20 @@ lint: setup
 test: lint
 	$(PY) -m pytest $(PYTEST_ARGS)
 
+# The requirements are the extra `docs` of setup.cfg, without the package itself and so without torch.
+DOCS := .venv-docs
+$(DOCS)/requirements.txt: setup.cfg
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else 1)' || \
+	  { echo "docs: PYTHON=$(PYTHON) is too old; valid: Python 3.10 or newer" >&2; exit 2; }
+	$(PYTHON) -m venv $(DOCS)
+	$(PYTHON) -c 'import configparser as c; p = c.ConfigParser(); p.read("setup.cfg"); print(p["options.extras_require"]["docs"])' > $@.new
+	$(DOCS)/bin/python -m pip install --quiet -r $@.new
+	mv $@.new $@
+
+docs: $(DOCS)/requirements.txt
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build --strict
+	@echo 'site/index.html is the front page'
+
 demo: CONFIG := configs/sample/fcn_cropr-vit_sample.py
 demo-det: CONFIG := configs/sample/mask-rcnn_cropr-vit_sample.py
 demo demo-det: data
@@ -44,5 +59,5 @@ data: setup
 	$(PY) tools/make_sample_data.py data/sample
 
 clean:
-	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find cropr_mm tests tools configs -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find cropr_mm tests tools configs docs -name __pycache__ -prune -exec rm -rf {} +
