@@ -1,20 +1,21 @@
-# What a newcomer types. The set-up itself is in tools/setup_env.py.
+# What a newcomer types; set-up is in tools/setup_env.py.
 PYTHON    ?= python3
 OPENMMLAB ?= openmmlab
 VENV      ?= $(if $(filter openmmlab,$(OPENMMLAB)),.venv,.venv-$(OPENMMLAB))
 TORCH     ?= 2.13.0
 PY        := $(VENV)/bin/python
 
-.PHONY: help setup test lint demo demo-det data clean
+.PHONY: help setup test lint demo demo-det data docs clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo 'make demo       train a pruned segmentor on sample data, evaluate it, compare its speed with dense'
+	@echo 'make demo       train and evaluate a pruned segmentor on sample data, time it against dense, draw its tokens'
 	@echo 'make demo-det   the same for a Mask R-CNN'
 	@echo 'make test       lint and every test'
 	@echo 'make lint       ruff, mypy, and whether Python 3.8 and PyTorch 2.1 have what is used'
 	@echo 'make data       write the sample data to data/sample'
 	@echo 'make setup      the environment that all of the above make first when it is missing'
+	@echo 'make docs       the documentation as a site, in site/, from an environment of its own (Python 3.10 or newer)'
 	@echo 'make clean      remove caches and build products (not $(VENV), data or work_dirs)'
 	@echo 'settings: PYTHON=$(PYTHON) (3.8 to 3.12) VENV=$(VENV) TORCH=$(TORCH) OPENMMLAB=$(OPENMMLAB) (or onedl)'
 
@@ -33,15 +34,30 @@ lint: setup
 test: lint
 	$(PY) -m pytest $(PYTEST_ARGS)
 
-demo: setup
-	$(PY) tools/demo.py seg
+# The requirements are the extra `docs` of setup.cfg, without the package itself and so without torch.
+DOCS := .venv-docs
+$(DOCS)/requirements.txt: setup.cfg
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else 1)' || \
+	  { echo "docs: PYTHON=$(PYTHON) is too old; valid: Python 3.10 or newer" >&2; exit 2; }
+	$(PYTHON) -m venv $(DOCS)
+	$(PYTHON) -c 'import configparser as c; p = c.ConfigParser(); p.read("setup.cfg"); print(p["options.extras_require"]["docs"])' > $@.new
+	$(DOCS)/bin/python -m pip install --quiet -r $@.new
+	mv $@.new $@
 
-demo-det: setup
-	$(PY) tools/demo.py det
+docs: $(DOCS)/requirements.txt
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build --strict
+	@echo 'site/index.html is the front page'
+
+demo: CONFIG := configs/sample/fcn_cropr-vit_sample.py
+demo-det: CONFIG := configs/sample/mask-rcnn_cropr-vit_sample.py
+demo demo-det: data
+	$(PY) tools/train.py $(CONFIG) --work-dir work_dirs/$@
+	$(PY) tools/benchmark.py --config $(CONFIG) --whole-model --variants dense cropr --batch-size 16
+	$(PY) tools/visualize_tokens.py $(CONFIG) $$(cat work_dirs/$@/last_checkpoint) --out work_dirs/$@/tokens.png
 
 data: setup
 	$(PY) tools/make_sample_data.py data/sample
 
 clean:
-	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find cropr_mm tests tools configs -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find cropr_mm tests tools configs docs -name __pycache__ -prune -exec rm -rf {} +

@@ -22,7 +22,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 LIST = Path(__file__).with_name('torch_2_1.txt')
-KNOWS_VERSIONS = ROOT / 'cropr_mm' / 'compat.py'
+KNOWS_VERSIONS = ROOT / 'cropr_mm' / 'utils' / 'compat.py'
 BUILTINS = {'dict', 'frozenset', 'list', 'set', 'tuple', 'type'}
 PLAIN = {f'.{name}' for kind in (str, bytes, int, dict, list, set, Path) for name in dir(kind)}
 # Since Python 3.9 and 3.10; vermin sees them on literals alone.

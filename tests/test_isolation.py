@@ -48,10 +48,10 @@ for head in ('PatchSegAuxHead', 'MultiLabelAuxHead'):
     sample = BaseDataElement(gt_sem_seg=PixelData(data=torch.ones(1, 24, 24, dtype=torch.long)))
     if head == 'MultiLabelAuxHead':
         sample.gt_instances = InstanceData(labels=torch.tensor([1]))
-    before = model.backbone.pruners[0].queries.detach().clone()
+    before = model.backbone.pruners['0'].queries.detach().clone()
     optim = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1))
     log = model.train_step(dict(inputs=torch.randn(2, 3, 24, 24), data_samples=[sample] * 2), optim)
-    assert log['cropr.loss_aux'] > 0 and not torch.equal(model.backbone.pruners[0].queries, before)
+    assert log['cropr.loss_aux'] > 0 and not torch.equal(model.backbone.pruners['0'].queries, before)
     model.eval()
     assert [m.shape[-1] for m in model(torch.randn(1, 3, 24, 24))] == [6, 3, 2, 1, 1]
 print('done', *sorted({m.split('.')[0] for m in sys.modules} & {watched}))

@@ -1,6 +1,7 @@
-"""SparseFeature puts every token where it belongs, and nothing else anywhere."""
+"""Tokens are ranked, split, merged and put back without losing or repeating one, and end where they belong."""
 
 import copy
+import math
 import pickle
 
 import pytest
@@ -10,36 +11,145 @@ from helpers import PYTORCH_2_1
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cropr_mm import SparseFeature
-from cropr_mm.tokens import take_rows
+from cropr_mm import Removed, SparseFeature, Tokens
+from cropr_mm.tokens import rank, restore, shared_positions, split, take_rows
 
 grids = st.tuples(st.integers(1, 7), st.integers(1, 7))
+# Few values, so that ties are the rule.
+nasty = st.sampled_from([math.nan, math.inf, -math.inf, 0.0, -0.0, 1.0, 2.5, 3e38])
+
+# --- ranking, splitting, restoring ----------------------------------------------------------------------------------
 
 
-def feature(grid, count, batch=2, channels=3, num_active=None):
-    index = torch.stack([torch.randperm(grid[0] * grid[1])[:count] for _ in range(batch)])
-    return SparseFeature(torch.randn(batch, count, channels), index, grid, num_active)
+@st.composite
+def score_tables(draw, max_tokens=12):
+    batch, count = draw(st.integers(1, 3)), draw(st.integers(1, max_tokens))
+    values = draw(st.lists(nasty, min_size=batch * count, max_size=batch * count))
+    return torch.tensor(values).view(batch, count)
 
 
-def place(sparse, count, base):
+def tokens_of(scores, prefix, size=False):
+    batch, count = scores.shape
+    position = torch.arange(count).expand(batch, -1)
+    sizes = torch.rand(batch, count) if size else None
+    return Tokens(torch.randn(batch, prefix + count, 2), position, sizes)
+
+
+@given(score_tables())
+def test_rank_is_a_permutation(scores):
+    assert torch.equal(rank(scores).sort(dim=1).values, torch.arange(scores.shape[1]).expand_as(scores))
+
+
+@given(score_tables())
+def test_rank_sorts_with_nan_last_and_ties_in_order(scores):
+    for row, order in zip(scores.tolist(), rank(scores).tolist()):
+        worth = [-math.inf if math.isnan(s) else s for s in row]
+        assert order == sorted(range(len(row)), key=lambda i: (-worth[i], i))
+
+
+@given(score_tables(), st.integers(0, 3), st.booleans(), st.data())
+def test_split_keeps_the_best_after_the_prefix_in_the_order_in_which_they_were(scores, prefix, size, data):
+    count = data.draw(st.integers(0, scores.shape[1] - 1))
+    tokens = tokens_of(scores, prefix, size)
+    kept, pruned = split(tokens, scores, count)
+    for b, order in enumerate(rank(scores).tolist()):
+        assert kept.position[b].tolist() == sorted(order[: len(order) - count])
+        assert pruned.position[b].tolist() == order[len(order) - count :]
+        assert torch.equal(kept.x[b], torch.cat([tokens.prefix[b], tokens.patches[b, kept.position[b]]]))
+        assert torch.equal(pruned.x[b], tokens.patches[b, pruned.position[b]])
+    assert kept.num_prefix == prefix
+    assert not size or torch.equal(kept.size, tokens.size.gather(1, kept.position))
+
+
+@given(score_tables(), st.integers(0, 3), st.data())
+def test_restore_undoes_any_number_of_splits(scores, prefix, data):
+    tokens = whole = tokens_of(scores, prefix)
+    removed = []
+    for _ in range(data.draw(st.integers(0, 4))):
+        again = scores.gather(1, tokens.position)
+        tokens, part = split(tokens, again, data.draw(st.integers(0, again.shape[1] - 1)))
+        removed.append(part)
+    order = torch.tensor(data.draw(st.permutations(range(scores.shape[1]))))
+    restored = restore(tokens, removed, order)
+    assert torch.equal(restored.prefix, whole.prefix) and torch.equal(restored.patches, whole.patches[:, order])
+    assert torch.equal(restored.position, order.expand_as(whole.position))
+
+
+@st.composite
+def histories(draw):
+    """Current tokens of one sample after steps that prune or merge, and the position that each position ends at."""
+    count = draw(st.integers(2, 12))
+    current, removed, source = list(range(count)), [], dict(zip(range(count), range(count)))
+    values = torch.randn(count, 2)
+    for _ in range(draw(st.integers(1, 4))):
+        if len(current) < 2:
+            break
+        gone = draw(st.lists(st.sampled_from(current), min_size=1, max_size=len(current) - 1, unique=True))
+        current = [p for p in current if p not in gone]
+        owners = [draw(st.sampled_from(current)) for _ in gone] if draw(st.booleans()) else None
+        where = torch.tensor([gone])
+        removed.append(
+            Removed(where, x=values[where]) if owners is None else Removed(where, owner=torch.tensor([owners]))
+        )
+        for p, owner in zip(gone, owners or gone):
+            source[p] = owner
+    return Tokens(values[None, current], torch.tensor([current])), removed, source, values
+
+
+def end_of(source, position):
+    while source[position] != position:
+        position = source[position]
+    return position
+
+
+@given(histories())
+def test_positions_come_back_with_their_own_value_or_with_that_of_the_token_they_share(history):
+    tokens, removed, source, values = history
+    ends = [end_of(source, p) for p in range(len(source))]
+    assert torch.equal(restore(tokens, removed, torch.arange(len(source))).x[0], values[ends])
+    feature = SparseFeature(tokens.x, tokens.position, (1, len(source)), tuple(removed))
+    assert torch.equal(feature.to_dense()[0, :, 0].T, values[ends])
+    current = set(tokens.position[0].tolist())
+    known = torch.tensor([end in current for end in ends])
+    assert torch.equal(feature.to_dense('zero')[0, :, 0].T, values[ends] * known[:, None])
+    assert torch.equal(feature.to_dense(torch.ones(2))[0, :, 0].T, torch.where(known[:, None], values[ends], 1.0))
+    torch.testing.assert_close(feature.mean()[0], values[ends][known].mean(0))
+    shared = shared_positions(removed, len(source))
+    assert shared is None or shared[0].tolist() == ends
+
+
+# --- on the grid ----------------------------------------------------------------------------------------------------
+
+
+def feature(grid, count, batch=2, channels=3, pruned=0):
+    """Tokens at random positions, of which the last ``pruned`` are no longer current."""
+    position = torch.stack([torch.randperm(grid[0] * grid[1])[:count] for _ in range(batch)])
+    tokens = torch.randn(batch, count, channels)
+    kept = count - pruned
+    removed = (Removed(position[:, kept:], tokens[:, kept:]),) if pruned else ()
+    return SparseFeature(tokens[:, :kept].clone(), position[:, :kept], grid, removed)
+
+
+def place(sparse, base, exits):
     """The map, one token at a time."""
     batch, _, channels = sparse.tokens.shape
     dense = base.view(-1, 1, 1).expand(batch, channels, *sparse.grid).clone()
-    for b in range(batch):
-        for k in range(count):
-            row, column = divmod(int(sparse.index[b, k]), sparse.grid[1])
-            dense[b, :, row, column] = sparse.tokens[b, k]
+    parts = [(sparse.position, sparse.tokens), *((part.position, part.x) for part in sparse.removed if exits)]
+    for position, tokens in parts:
+        for b in range(batch):
+            for k in range(position.shape[1]):
+                row, column = divmod(int(position[b, k]), sparse.grid[1])
+                dense[b, :, row, column] = tokens[b, k]
     return dense
 
 
 @given(grids, st.data(), st.sampled_from(['exit', 'zero', 'tensor']))
-def test_to_dense_places_each_token_by_its_index(grid, data, fill):
+def test_to_dense_places_each_token_by_its_position(grid, data, fill):
     count = data.draw(st.integers(1, grid[0] * grid[1]))
-    active = data.draw(st.integers(1, count))
-    sparse = feature(grid, count, num_active=active)
+    sparse = feature(grid, count, pruned=data.draw(st.integers(0, count - 1)))
     base = torch.tensor([7.0, 8.0, 9.0]) if fill == 'tensor' else torch.zeros(3)
     dense = sparse.to_dense(base if fill == 'tensor' else fill)
-    torch.testing.assert_close(dense, place(sparse, count if fill == 'exit' else active, base), rtol=0, atol=0)
+    torch.testing.assert_close(dense, place(sparse, base, fill == 'exit'), rtol=0, atol=0)
 
 
 def test_complete_tokens_in_raster_order_are_not_copied():
@@ -80,18 +190,18 @@ def test_take_rows_reads_a_view_that_is_not_contiguous():
 
 
 @pytest.mark.parametrize(
-    'tokens, index, words',
+    'tokens, position, words',
     [
         (torch.zeros(4, 2), None, r'tokens has shape \(4, 2\)'),
-        (torch.zeros(1, 5, 2), None, r'5 tokens and no index on a 2×3 grid.* 6 positions'),
-        (torch.zeros(1, 5, 2), torch.zeros(1, 4, dtype=torch.int64), r'index is torch.int64 of shape \(1, 4\)'),
-        (torch.zeros(1, 5, 2), torch.zeros(1, 5, dtype=torch.int32), r'index is torch.int32'),
+        (torch.zeros(1, 5, 2), None, r'5 tokens and no position on a 2×3 grid; without positions all 6 tokens'),
+        (torch.zeros(1, 5, 2), torch.zeros(1, 4, dtype=torch.int64), r'position is torch.int64 of shape \(1, 4\)'),
+        (torch.zeros(1, 5, 2), torch.zeros(1, 5, dtype=torch.int32), r'position is torch.int32'),
         (torch.zeros(1, 7, 2), torch.zeros(1, 7, dtype=torch.int64), r'7 tokens on a 2×3 grid; at most 6'),
     ],
 )
-def test_what_does_not_fit_the_grid_is_refused(tokens, index, words):
+def test_what_does_not_fit_the_grid_is_refused(tokens, position, words):
     with pytest.raises(ValueError, match=words):
-        SparseFeature(tokens, index, (2, 3))
+        SparseFeature(tokens, position, (2, 3))
 
 
 def test_unknown_fill_names_the_valid_ones():
@@ -125,18 +235,19 @@ def test_attributes_of_tensors_are_told_what_is_missing():
 
 
 def test_repr_is_short():
-    sparse = SparseFeature(torch.zeros(2, 4, 3), torch.arange(4).expand(2, 4), (2, 3), 2, patch_size=16)
+    removed = (Removed(torch.tensor([[4], [5]]), torch.zeros(2, 1, 3)),)
+    sparse = SparseFeature(torch.zeros(2, 4, 3), torch.arange(4).expand(2, 4), (2, 3), removed, patch_size=16)
     assert repr(sparse) == (
-        'SparseFeature(tokens=(2, 4, 3) float32, index=(2, 4) int64, prefix=None, grid=(2, 3), num_active=2, '
+        'SparseFeature(tokens=(2, 4, 3) float32, position=(2, 4) int64, prefix=None, grid=(2, 3), removed=1, '
         'patch_size=16)'
     )
 
 
 @pytest.mark.parametrize('again', [copy.copy, copy.deepcopy, lambda f: pickle.loads(pickle.dumps(f))])
 def test_it_is_copied_and_pickled(again):
-    sparse = feature((2, 3), 4, num_active=2)
+    sparse = feature((2, 3), 4, pruned=2)
     other = again(sparse)
-    assert torch.equal(other.to_dense(), sparse.to_dense()) and other.num_active == 2
+    assert torch.equal(other.to_dense(), sparse.to_dense()) and other.num_held == 4
 
 
 def test_what_walks_through_outputs_still_does(tmp_path):
@@ -159,9 +270,10 @@ def test_what_walks_through_outputs_still_does(tmp_path):
 
 @pytest.mark.skipif(PYTORCH_2_1, reason='the compiler of PyTorch 2.1 makes no data classes')
 def test_a_compiled_model_makes_and_reads_it():
-    def through(tokens, index):
-        return SparseFeature(tokens, index, (2, 3), 2, patch_size=4).to_dense('zero')
+    def through(tokens, position):
+        removed = (Removed(position[:, 2:], tokens[:, 2:]),)
+        return SparseFeature(tokens[:, :2], position[:, :2], (2, 3), removed, patch_size=4).to_dense('zero')
 
     sparse = feature((2, 3), 4)
-    compiled = torch.compile(through, fullgraph=True, backend='eager')(sparse.tokens, sparse.index)
-    assert torch.equal(compiled, through(sparse.tokens, sparse.index))
+    compiled = torch.compile(through, fullgraph=True, backend='eager')(sparse.tokens, sparse.position)
+    assert torch.equal(compiled, through(sparse.tokens, sparse.position))

@@ -1,9 +1,9 @@
-"""How many of the tokens on objects, and of those on background, reach each block.
+"""Share of the tokens on objects, and of those on background, that reach each block.
 
     python tools/analyze_routing.py configs/sample/fcn_cropr-vit_sample.py work_dirs/demo/train/iter_600.pth
     python tools/analyze_routing.py CONFIG CHECKPOINT --against OTHER_CONFIG OTHER_CHECKPOINT
 
-With --against also how many of the tokens that the one keeps the other keeps too.
+With --against also the share of one model's kept tokens that the other keeps, too.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ import torch
 from mmengine.runner import Runner
 
 from cropr_mm.analysis.routing import routing_overlap, routing_shares
-from cropr_mm.cli.launch import add_run_arguments, check_data, load_config, load_model, plain_errors
+from cropr_mm.cli.arguments import add_run_arguments, plain_errors
+from cropr_mm.cli.config import load_config
+from cropr_mm.cli.inputs import check_data
+from cropr_mm.cli.model import load_model
 from cropr_mm.utils.io import write_json
 
 
@@ -63,7 +66,7 @@ def main() -> None:
     for group in ('object', 'background'):
         print(f'{group:11}', *(f'{share:6.1%}' for share in shares[group]))
     if args.against:
-        print('kept by both behind block', *(f'{block}: {share:.1%}' for block, share in shares['overlap'].items()))
+        print('kept by both after block', *(f'{block}: {share:.1%}' for block, share in shares['overlap'].items()))
     if args.json:
         write_json(args.json, shares)
 

@@ -2,11 +2,11 @@
 
     python tools/benchmark.py                          # EVA-02-base, 512 × 512, 88 tokens per module, batch 4
     python tools/benchmark.py --config configs/sample/fcn_cropr-vit_sample.py --whole-model --batch-size 16
-    python tools/benchmark.py --selectors dense cropr patch random --train --batch-size 2
+    python tools/benchmark.py --variants dense cropr patch random --train --batch-size 2
     python tools/benchmark.py --arch vit-large --rate 0.04 --device cuda --dtype bfloat16 --cuda-graph --json speed.json
 
 Time, memory at its peak, FLOPs, the share of the FLOPs limit that is reached (speed-up over FLOPs dense / FLOPs
-pruned), tokens per block, and what the time goes into. A backbone needs torch and mmengine alone; whole models, and
+pruned), tokens per block, and where the time goes. A backbone needs torch and mmengine alone; whole models, and
 configs that inherit from a library's, need that library.
 """
 
@@ -24,10 +24,13 @@ from torch import nn
 from cropr_mm.benchmark.batches import random_batch
 from cropr_mm.benchmark.machine import describe_machine
 from cropr_mm.benchmark.measure import Setting, draw, measure
-from cropr_mm.benchmark.variants import SELECTORS, build_variants
-from cropr_mm.cli.launch import build_model, plain_errors, register_library
+from cropr_mm.benchmark.variants import VARIANTS, build_variants
+from cropr_mm.cli.arguments import plain_errors
+from cropr_mm.cli.model import build_model
 from cropr_mm.models.cropr_vit import find_backbone
+from cropr_mm.utils.checks import check_integer, check_number
 from cropr_mm.utils.io import write_json
+from cropr_mm.utils.libraries import register_library
 
 
 def parse_args() -> argparse.Namespace:
@@ -52,12 +55,12 @@ def parse_args() -> argparse.Namespace:
         '--rate', type=float, help='tokens per module, or with a value below 1 their share (88, or as in the config)'
     )
     what.add_argument(
-        '--selectors',
+        '--variants',
         nargs='+',
         default=['dense', 'cropr', 'random'],
         metavar='NAME',
-        help=f'the first is what others compare with; out of {", ".join(SELECTORS)}; cropr is the one of the config; '
-        'settings of pruning may follow, as in patch:aux_share=0.5,pruner.aux_head.query_stride=2',
+        help=f'{", ".join(VARIANTS)}; the first is the baseline, cropr the pruner of the config; settings of pruning '
+        'may follow, as in patch:aux_share=0.5,pruner.aux_head.query_stride=2',
     )
     what.add_argument('--num-classes', type=int, default=150, help='of labels, and of auxiliary heads by name')
     how = parser.add_argument_group('how')
@@ -155,10 +158,10 @@ def main() -> None:
     args = parse_args()
     with plain_errors():
         for key, least in (('batch_size', 1), ('num_classes', 1), ('rounds', 0)):
-            if getattr(args, key) < least:
-                raise ValueError(f'--{key.replace("_", "-")} {getattr(args, key)}: {least} or more is expected')
-        if not 0 <= args.progress <= 1 or (args.progress < 1 and not args.train):
-            raise ValueError(f'--progress {args.progress}: 0 to 1 is expected, and --train with it')
+            check_integer(f'--{key.replace("_", "-")}', getattr(args, key), least)
+        check_number('--progress', args.progress, least=0, most=1)
+        if args.progress < 1 and not args.train:
+            raise ValueError(f'--progress={args.progress}: inference prunes at the full rate; --train is expected')
         if args.threads:
             torch.set_num_threads(args.threads)
         torch.manual_seed(0)
@@ -172,7 +175,7 @@ def main() -> None:
         variants = build_variants(
             lambda pruning: build(cfg, args.whole_model, pruning),
             backbone.pruning,
-            args.selectors,
+            args.variants,
             args.num_classes,
             args.train,
         )
@@ -185,11 +188,11 @@ def main() -> None:
         subject = f'{args.config or args.arch}, {"whole model" if args.whole_model else "backbone"}'
         work = 'training step' if args.train else 'inference'
         options = [name for name in ('compile', 'cuda_graph') if getattr(args, name)]
-        surroundings, threads = describe_machine(args.device), torch.get_num_threads()
+        surroundings = describe_machine(args.device)
         print(
             f'{subject}: {work}, {height} × {width}, batch {args.batch_size}, '
             f'{", ".join([args.dtype, *options])}\n{args.device}: {surroundings["machine"]} '
-            f'({threads} threads), torch {torch.__version__}; median of {args.rounds} rounds in turn\n',
+            f'({surroundings["threads"]} threads), torch {torch.__version__}; median of {args.rounds} rounds in turn\n',
             flush=True,
         )
         figures = measure(variants, batch, setting)
@@ -209,7 +212,6 @@ def main() -> None:
             cuda_graph=args.cuda_graph,
             rounds=args.rounds,
             pruning={key: value for key, value in backbone.pruning.items() if key != 'pruner'},
-            threads=threads,
             **surroundings,
             variants=figures,
         )

@@ -1,10 +1,10 @@
-"""Compare selectors at the same budget: train each sample config with several seeds and draw up the table.
+"""Compare pruners at the same budget: train each sample config with several seeds and print the table.
 
     python tools/compare.py seg --seeds 0 1 2
     python tools/compare.py det --seeds 0 1 2 --methods dense random
 
 A method is a config in configs/sample, or such a config with a few options (VARIANTS). Runs that are complete are not
-repeated, so an interrupted comparison goes on where it stopped.
+repeated, so an interrupted comparison resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ from typing import Any
 from mmengine.config import Config
 
 from cropr_mm.benchmark.machine import describe_machine
-from cropr_mm.cli.launch import plain_errors
+from cropr_mm.cli.arguments import plain_errors
+from cropr_mm.utils.checks import check_integer
 from cropr_mm.utils.io import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = {'seg': 'fcn_{}-vit_sample.py', 'det': 'mask-rcnn_{}-vit_sample.py'}
-SELECTORS = ('dense', 'oracle', 'cropr', 'random', 'variance', 'attention', 'nonsalient')
+PRUNERS = ('dense', 'oracle', 'cropr', 'random', 'variance', 'attention', 'nonsalient')
 BLOCKS = 'model.backbone.pruning.blocks=[0,1,2,3,4,5]'  # where Last Layer Fusion has its modules
 # name → the config behind it and what is changed in it; ways to bring tokens back, and no curriculum
 RETURNING = {
@@ -53,8 +54,8 @@ CHEAPER = {
 }
 VARIANTS = {**RETURNING, **CHEAPER}
 METHODS = {
-    'seg': (*SELECTORS, 'cropr-multilabel', 'cropr-patch', *RETURNING, *CHEAPER, 'cropr-retrofit'),
-    'det': (*SELECTORS, 'cropr-multilabel', *RETURNING, 'cropr-retrofit'),
+    'seg': (*PRUNERS, 'cropr-multilabel', 'cropr-patch', *RETURNING, *CHEAPER, 'cropr-retrofit'),
+    'det': (*PRUNERS, 'cropr-multilabel', *RETURNING, 'cropr-retrofit'),
 }
 NECKS = {'seg': 'model.neck', 'det': 'model.neck.0'}  # where TokenReinsertion stands
 AFTER = {'cropr-retrofit': 'dense'}  # starts from the checkpoint of that method with the same seed
@@ -80,8 +81,6 @@ def parse_args() -> argparse.Namespace:
         if not config_of(args.task, method).is_file():
             known = ', '.join(METHODS[args.task])
             parser.error(f'--methods {method}: there is no {config_of(args.task, method)}; known are {known}')
-    if args.jobs < 1:
-        parser.error(f'--jobs {args.jobs}: at least 1 is expected')
     return args
 
 
@@ -102,7 +101,7 @@ def options_of(args: argparse.Namespace, method: str, seed: int) -> list[str]:
 def digest(args: argparse.Namespace, method: str, seed: int) -> str:
     """Of all settings that a run depends on, apart from where this clone lies."""
     with READING:
-        config = Config.fromfile(str(config_of(args.task, method))).pretty_text.replace(str(ROOT), '')
+        config = repr(Config.fromfile(str(config_of(args.task, method))).to_dict()).replace(str(ROOT), '')
     return hashlib.sha256('\n'.join([config, *options_of(args, method, seed)]).encode()).hexdigest()
 
 
@@ -116,13 +115,18 @@ def check_folder(args: argparse.Namespace, method: str, seed: int) -> None:
         )
 
 
+def threads_of(args: argparse.Namespace) -> int:
+    """Threads of each run."""
+    return int(os.environ.get('OMP_NUM_THREADS') or max(1, (os.cpu_count() or 1) // args.jobs))
+
+
 def checkpoint_of(folder: Path) -> str:
     return (folder / 'last_checkpoint').read_text().strip()
 
 
 def train_and_test(args: argparse.Namespace, method: str, seed: int) -> dict[str, Any]:
     """Train one config with one seed, unless that is done; returns its result."""
-    with LOCKS[method, seed]:  # whoever needs a run that another thread is at waits for it
+    with LOCKS[method, seed]:  # a run that another thread is at runs once
         return _train_and_test(args, method, seed)
 
 
@@ -134,7 +138,7 @@ def _train_and_test(args: argparse.Namespace, method: str, seed: int) -> dict[st
     options = options_of(args, method, seed)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / 'plan').write_text(digest(args, method, seed))
-    env = {'OMP_NUM_THREADS': str(max(1, (os.cpu_count() or 1) // args.jobs)), **os.environ}
+    env = {**os.environ, 'OMP_NUM_THREADS': str(threads_of(args))}
     config, log = str(config_of(args.task, method)), folder / 'output.log'
     if method in AFTER:
         train_and_test(args, AFTER[method], seed)
@@ -176,7 +180,7 @@ def spread(values: Iterable[float]) -> str:
 
 
 def table(task: str, results: list[dict[str, Any]]) -> str:
-    """Markdown: one row per method, the best possible selection (oracle) and chance (random) as the scale."""
+    """Markdown: one row per method, oracle and random pruning as the scale."""
     methods = list(dict.fromkeys(r['method'] for r in results))
     values = {
         (method, key): [r[key] for r in results if r['method'] == method]
@@ -184,7 +188,7 @@ def table(task: str, results: list[dict[str, Any]]) -> str:
         for key, _, _ in METRICS[task]
     }
     kept = ('objects kept', 'background kept')
-    head = ['selection', *(c for _, name, _ in METRICS[task] for c in (name, 'headroom recovered')), *kept]
+    head = ['pruner', *(c for _, name, _ in METRICS[task] for c in (name, 'headroom recovered')), *kept]
     lines = [' | '.join(head), ' | '.join('---' for _ in head)]
     for method in methods:
         row = [method]
@@ -209,16 +213,18 @@ def main() -> None:
     args = parse_args()
     # Seed by seed, so that whatever is finished first already compares all methods.
     plan = [(method, seed) for seed in args.seeds for method in args.methods]
-    print(f'{len(plan)} runs, {args.jobs} at a time, in {args.work_dir}', flush=True)
     with plain_errors():
+        check_integer('--jobs', args.jobs)
         for run in plan:
             check_folder(args, *run)
+    print(f'{len(plan)} runs, {args.jobs} at a time, in {args.work_dir}', flush=True)
     with ThreadPoolExecutor(args.jobs) as pool:
         results = list(pool.map(lambda run: train_and_test(args, *run), plan))
     results.sort(key=lambda r: args.methods.index(r['method']))
     text = table(args.task, results)
     (args.work_dir / 'table.md').write_text(text + '\n')
-    write_json(args.work_dir / 'results.json', dict(command=' '.join(sys.argv), **describe_machine(), results=results))
+    about = {**describe_machine(), 'threads': threads_of(args)}
+    write_json(args.work_dir / 'results.json', dict(command=' '.join(sys.argv), **about, results=results))
     print('\n' + text + f'\n\nwritten to {args.work_dir}: table.md, results.json')
 
 

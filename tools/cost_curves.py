@@ -3,14 +3,15 @@
     python tools/cost_curves.py --json results/cost-curves.json --plot docs/images/cost-curves.png
     python tools/cost_curves.py --arch eva02-large --sizes 512 768 1024 1536 2048 --device cuda --dtype bfloat16
 
-One of the three changes at a time, from the first value of each list; dense, Cropr and random selection are timed in
-turn at each point. The rate is the share of all tokens that leaves at each module: it means the same at all sizes.
+One of the three changes at a time, from the first value of each list; dense, Cropr and random pruning are timed in turn
+at each point. The rate is the share of all tokens pruned per module: it means the same at all sizes.
 """
 
 from __future__ import annotations
 
 import argparse
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ from cropr_mm.benchmark.measure import Setting, measure
 from cropr_mm.benchmark.variants import build_variants
 from cropr_mm.utils.io import whole_file, write_json
 
-AXES = dict(size='side of the image in pixels', batch='images per batch', rate='share of tokens that leaves per module')
-SELECTORS = ('dense', 'cropr', 'random')
+AXES = dict(size='side of the image in pixels', batch='images per batch', rate='share of tokens pruned per module')
+VARIANTS = ('dense', 'cropr', 'random')
 
 
 def parse_args() -> argparse.Namespace:
@@ -46,7 +47,7 @@ def build(arch: str, size: int, pruning: dict[str, Any] | None) -> CroprViT:
 
 
 def measure_point(args: argparse.Namespace, size: int, batch: int, rate: float) -> dict[str, Any]:
-    variants = build_variants(partial(build, args.arch, size), dict(rate=rate), SELECTORS)
+    variants = build_variants(partial(build, args.arch, size), dict(rate=rate), VARIANTS)
     setting = Setting(args.device, getattr(torch, args.dtype), rounds=args.rounds)
     figures = measure(variants, random_batch('', batch, size, size, 150, args.device), setting)
     kept = ('images_per_second', 'spread', 'ratio_to_dense', 'gflops', 'flops_limit', 'peak_bytes')
@@ -58,10 +59,10 @@ def draw(points: dict[str, list[dict[str, Any]]], path: Path, title: str) -> Non
 
     figure = Figure(figsize=(11, 3.4), dpi=120, facecolor='white', layout='constrained')
     for axis, (name, label) in zip(figure.subplots(1, len(AXES), sharey=True), AXES.items()):
-        rows = sorted(points[name], key=lambda row, name=name: row[name])
+        rows = sorted(points[name], key=itemgetter(name))
         x = [row[name] for row in rows]
-        for selector, colour in (('cropr', 'tab:blue'), ('random', 'tab:orange')):
-            axis.plot(x, [row[selector]['ratio_to_dense'] for row in rows], 'o-', color=colour, label=selector)
+        for variant, colour in (('cropr', 'tab:blue'), ('random', 'tab:orange')):
+            axis.plot(x, [row[variant]['ratio_to_dense'] for row in rows], 'o-', color=colour, label=variant)
         axis.plot(x, [row['cropr']['flops_limit'] for row in rows], '--', color='0.4', label='FLOPs limit')
         axis.axhline(1, color='black', lw=0.8)
         axis.set_xlabel(label)
@@ -86,11 +87,11 @@ def main() -> None:
         for value in getattr(args, axis):
             row = start if value == first[axis] else measure_point(args, **{**first, axis: value})
             rows.append(row)
-            ratios = ', '.join(f'{name} {row[name]["ratio_to_dense"]:.2f}×' for name in SELECTORS[1:])
+            ratios = ', '.join(f'{name} {row[name]["ratio_to_dense"]:.2f}×' for name in VARIANTS[1:])
             print(f'{axis} {value}: {ratios}; FLOPs limit {row["cropr"]["flops_limit"]:.2f}', flush=True)
     surroundings = describe_machine(args.device)
     settings = dict(arch=args.arch, dtype=args.dtype, device=args.device, rounds=args.rounds)
-    write_json(args.json, dict(**settings, threads=torch.get_num_threads(), **surroundings, **points))
+    write_json(args.json, dict(**settings, **surroundings, **points))
     if args.plot:
         draw(points, args.plot, f'{args.arch}, {args.dtype}, {surroundings["machine"]}')
 

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from cropr_mm.checkpoint.read import check_checkpoint
-from cropr_mm.cli.launch import add_run_arguments, build_model, load_config, plain_errors
+from cropr_mm.cli.arguments import add_run_arguments, plain_errors
+from cropr_mm.cli.config import load_config
+from cropr_mm.cli.model import build_model
 from cropr_mm.deploy import (
     SUFFIXES,
     deployed_config,

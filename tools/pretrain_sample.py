@@ -1,9 +1,9 @@
 """Pre-train the small dense ViT that the sample configs start from; rewrites the checkpoint that is shipped.
 
-``python tools/pretrain_sample.py`` takes 0.2 to 0.4 s per iteration on two cores. From scratch on scenes a small
-ViT stays at chance in telling shapes for as long as anybody would wait, and then no choice of tokens matters. On crops
-of 32 x 32 pixels with one object each it learns them: the class token names the object, each patch token the classes
-of its pixels. The crops come from a stream of random numbers of their own, so no crop is part of a scene.
+``python tools/pretrain_sample.py`` takes 0.2 to 0.4 s per iteration on two cores. From scratch on scenes a small ViT
+does not learn to tell shapes in reasonable time, and then it does not matter which tokens are kept. On crops of 32 × 32
+pixels with one object each it does: the [CLS] token names the object, each patch token the classes of its pixels. The
+crops come from a stream of random numbers of their own, so no crop is part of a scene.
 """
 
 from __future__ import annotations
@@ -23,8 +23,11 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from cropr_mm import CroprViT
+from cropr_mm.cli.arguments import plain_errors
 from cropr_mm.sample_data import CLASSES, SAMPLE_CHECKPOINT, THINGS, draw_crop
 from cropr_mm.sample_data.scenes import CROP_SIZE
+from cropr_mm.utils.checks import check_integer
+from cropr_mm.utils.io import whole_file
 
 ARCH = dict(family='vit', embed_dim=128, depth=8, num_heads=4)
 PATCH, SCENE = 8, 96
@@ -62,9 +65,9 @@ class Crops(Dataset):
 
 
 class CropModel(BaseModel):
-    """A ViT for whole scenes, trained on crops: each batch sits at another window of the scene's position embedding.
+    """A ViT for whole scenes, trained on crops: each batch takes another window of the scene's positional embedding.
 
-    So every entry of the embedding is learnt, with neighbours that fit, although no image fills the grid.
+    So every entry of the embedding is learned, with neighbours that fit, although no image fills the grid.
     """
 
     def __init__(self) -> None:
@@ -115,7 +118,7 @@ class CropAccuracy(BaseMetric):
 
 
 def _sine_embedding(side: int, dim: int) -> Tensor:
-    """Start of the position embedding (1, 1 + side², dim): sines of row and column, nothing for the class token."""
+    """Start of the positional embedding (1, 1 + side², dim): sines of row and column, zero for the [CLS] token."""
     waves = 30.0 ** -(torch.arange(dim // 4) / (dim // 4))
     angle = torch.arange(side)[:, None] * waves
     line = 0.5 * torch.cat([angle.sin(), angle.cos()], dim=1)
@@ -142,11 +145,11 @@ def main() -> None:
     parser.add_argument('--crops', type=int, default=32000, help='crops to learn from; some more test it')
     parser.add_argument('--seed', type=int, default=0)
     args = parser.parse_args()
-    if args.out.suffix != '.safetensors':
-        parser.error(f'--out={args.out}; a name that ends in .safetensors is expected')
-    for key, least in (('iters', 2), ('batch', 1), ('crops', 1), ('seed', 0)):
-        if getattr(args, key) < least:
-            parser.error(f'--{key}={getattr(args, key)}; at least {least} is expected')
+    with plain_errors():
+        if args.out.suffix != '.safetensors':
+            raise ValueError(f'--out={args.out}; a name that ends in .safetensors is expected')
+        for key, least in (('iters', 2), ('batch', 1), ('crops', 1), ('seed', 0)):
+            check_integer(f'--{key}', getattr(args, key), least)
 
     warm_up = max(1, args.iters // 12)
     runner = Runner(
@@ -189,11 +192,9 @@ def save(vit: nn.Module, path: Path) -> None:
     """Write the weights in half precision, in one step: a run cut short leaves the old file."""
     from safetensors.torch import save_file
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix('.partial')
-    save_file({key: value.half().contiguous() for key, value in vit.state_dict().items()}, partial)
-    partial.chmod(0o644)  # the writer leaves it readable by its owner alone
-    partial.replace(path)
+    with whole_file(path) as partial:
+        save_file({key: value.half().contiguous() for key, value in vit.state_dict().items()}, partial)
+        partial.chmod(0o644)  # the writer leaves it readable by its owner alone
 
 
 if __name__ == '__main__':

@@ -30,11 +30,14 @@ from cropr_mm.benchmark.rates import (
     write_csv,
 )
 from cropr_mm.checkpoint.read import check_checkpoint
-from cropr_mm.cli.damaged_data import name_damaged_files
-from cropr_mm.cli.launch import add_run_arguments, build_runner, check_data, load_config, plain_errors
+from cropr_mm.cli.arguments import add_run_arguments, plain_errors
+from cropr_mm.cli.config import load_config
+from cropr_mm.cli.inputs import check_data
+from cropr_mm.cli.run import build_runner
 from cropr_mm.deploy import load_strictly, read_checkpoint
 from cropr_mm.models import Schedule
 from cropr_mm.models.cropr_vit import find_backbone
+from cropr_mm.utils.checks import check_integer
 
 
 def parse_args() -> argparse.Namespace:
@@ -60,8 +63,8 @@ def prepare(cfg: Config, args: argparse.Namespace, rates: Iterable[float]) -> tu
     """A runner whose model has the checkpoint's weights, ready for inference, and the schedule of each rate."""
     if args.launcher != 'none':
         raise ValueError(f'--launcher {args.launcher}: speeds compare on one device; run it without')
-    if args.images is not None and args.images < 1:
-        raise ValueError(f'--images={args.images}; 1 or more is expected')
+    if args.images is not None:
+        check_integer('--images', args.images)
     if '://' not in args.checkpoint:
         check_checkpoint(args.checkpoint)
     weights, _ = read_checkpoint(args.checkpoint)
@@ -91,10 +94,9 @@ def main() -> None:
     done: list[RatePoint] = []
     for rate, schedule in schedules.items():
         backbone.schedule = schedule
-        with name_damaged_files(runner):
-            points[rate].metrics = {
-                name: float(value) for name, value in runner.test().items() if isinstance(value, SupportsFloat)
-            }
+        points[rate].metrics = {
+            name: float(value) for name, value in runner.test().items() if isinstance(value, SupportsFloat)
+        }
         done.append(points[rate])
         with plain_errors():
             metrics = choose_metrics(done[0].metrics, args.metric)

@@ -20,8 +20,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cropr_mm.checkpoint.read import CheckpointError, check_checkpoint
 from cropr_mm.checkpoint.state_dict import weights_of
-from cropr_mm.cli.damaged_data import name_damaged_files
-from cropr_mm.cli.launch import add_run_arguments, build_runner, check_data, load_config, plain_errors
+from cropr_mm.cli.arguments import add_run_arguments, plain_errors
+from cropr_mm.cli.config import load_config
+from cropr_mm.cli.inputs import check_data
+from cropr_mm.cli.run import build_runner
 from cropr_mm.deploy import load_every_parameter
 
 
@@ -113,7 +115,7 @@ def main() -> None:
         check_data(cfg, ['test_dataloader'])
         runner = build_runner(cfg)
         runner.register_hook(CompleteCheckpoint())
-    with plain_errors((CheckpointError,)), name_damaged_files(runner):
+    with plain_errors((CheckpointError,)):
         runner.test()
 
 

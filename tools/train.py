@@ -10,16 +10,10 @@ from __future__ import annotations
 import argparse
 
 from cropr_mm.checkpoint.read import CheckpointError
-from cropr_mm.cli.damaged_data import name_damaged_files
-from cropr_mm.cli.launch import (
-    add_run_arguments,
-    build_runner,
-    check_data,
-    check_weights,
-    load_config,
-    plain_errors,
-    set_resume,
-)
+from cropr_mm.cli.arguments import add_run_arguments, plain_errors
+from cropr_mm.cli.config import load_config
+from cropr_mm.cli.inputs import check_data, check_weights
+from cropr_mm.cli.run import build_runner, set_resume
 from cropr_mm.engine import CroprHook
 from cropr_mm.engine.checks import TrainingChecks, config_warnings
 
@@ -33,7 +27,7 @@ def parse_args() -> argparse.Namespace:
         nargs='?',
         const='auto',
         metavar='CHECKPOINT',
-        help='go on from this checkpoint, or without a value from the last one in the work dir',
+        help='resume from this checkpoint, or without a value from the last one in the work dir',
     )
     parser.add_argument('--amp', action='store_true', help='mixed precision; needs an accelerator')
     parser.add_argument('--no-validate', action='store_true', help='do not evaluate during the training')
@@ -66,7 +60,7 @@ def main() -> None:
         runner.logger.warning(message)
     if not any(isinstance(hook, CroprHook) for hook in runner.hooks):
         runner.register_hook(TrainingChecks())
-    with plain_errors((CheckpointError,)), name_damaged_files(runner):
+    with plain_errors((CheckpointError,)):
         runner.train()
 
 

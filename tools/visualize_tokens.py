@@ -1,4 +1,4 @@
-"""Draw which token left at which block, next to prediction and ground truth.
+"""Draw after which block each token was pruned, next to prediction and ground truth.
 
 python tools/visualize_tokens.py CONFIG CHECKPOINT --out tokens.png              # from the test set
 python tools/visualize_tokens.py CONFIG CHECKPOINT --indices 3 14 15 --out tokens.png
@@ -17,7 +17,10 @@ from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import DATASETS
 
 from cropr_mm.analysis.pictures import draw_pictures, take_pictures
-from cropr_mm.cli.launch import add_run_arguments, check_data, load_config, load_model, plain_errors
+from cropr_mm.cli.arguments import add_run_arguments, plain_errors
+from cropr_mm.cli.config import load_config
+from cropr_mm.cli.inputs import check_data
+from cropr_mm.cli.model import load_model
 from cropr_mm.models.cropr_vit import find_backbone
 
 

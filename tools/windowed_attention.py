@@ -2,23 +2,25 @@
 
     python tools/windowed_attention.py --json results/windowed-attention.json
 
-EVA-02-L's attention at 1536² (9216 tokens, windows of 16, 16 heads of 64 channels), as 408 tokens leave behind each
-block; which tokens are kept is random. In turn, on the same queries, keys and values:
+EVA-02-L's attention at 1536² (9216 tokens, windows of 16, 16 heads of 64 channels), as 408 tokens are pruned after
+each block; which ones are kept is random. In turn, on the same queries, keys and values:
 
-- windows: cropr_mm, among the tokens of each window that are still there;
-- global: attention among all tokens that are still there;
-- holes: whole windows, in which the tokens that left are masked;
-- masked: one attention of all 9216 tokens, masked to the tokens of the same window that are still there.
+- windows: cropr_mm, among the current tokens of each window;
+- global: attention among all current tokens;
+- holes: whole windows, in which pruned tokens are masked;
+- masked: one attention of all 9216 tokens, masked to the current tokens of the same window.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cropr_mm.benchmark.machine import describe_machine
 from cropr_mm.benchmark.throughput import compare_throughput
@@ -28,27 +30,37 @@ from cropr_mm.utils.io import write_json
 GRID, WINDOW, HEADS, CHANNELS, RATE = (96, 96), 16, 16, 64, 408
 
 
+def within(tensors: list[Tensor], windows: Windows) -> Tensor:
+    query, key, value = tensors
+    return windowed_attention(query, key, value, windows)
+
+
+def among(tensors: list[Tensor], mask: Tensor | None = None) -> Tensor:
+    query, key, value = tensors
+    return attend(query, key, value, mask)
+
+
 def contenders(kept: int, device: str, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
     """Calls that give the same output for the kept tokens, but for ``global``."""
-    number = window_ids(GRID, WINDOW, device).sort().values[None]
-    total, count = number.shape[1], count_windows(GRID, WINDOW)
+    ids = window_ids(GRID, WINDOW, device).sort().values[None]
+    total, count = ids.shape[1], count_windows(GRID, WINDOW)
     rows = torch.randperm(total, device=device)[:kept].sort().values
-    stays = torch.zeros(total, dtype=torch.bool, device=device)
-    stays[rows] = True
+    kept_mask = torch.zeros(total, dtype=torch.bool, device=device)
+    kept_mask[rows] = True
     full = [torch.randn(1, total, HEADS, CHANNELS, device=device, dtype=dtype) for _ in range(3)]
     few = [t[:, rows] for t in full]
-    windows = Windows(number[:, rows], count, WINDOW**2, 0, kept == total)
-    everyone = Windows(number, count, WINDOW**2, 0, True)
+    windows = Windows(ids[:, rows], count, WINDOW**2, 0, kept == total)
+    everyone = Windows(ids, count, WINDOW**2, 0, True)
     batch = [t.unflatten(1, (count, -1)).flatten(0, 1) for t in full]
-    there = stays.view(count, 1, 1, -1).expand(-1, 1, WINDOW**2, -1)
-    near = (number[0, :, None] == number[0]) & stays
+    there = kept_mask.view(count, 1, 1, -1).expand(-1, 1, WINDOW**2, -1)
+    near = (ids[0, :, None] == ids[0]) & kept_mask
     near |= torch.eye(total, dtype=torch.bool, device=device)  # a softmax over nothing is NaN
-    calls = {
-        'dense': lambda: windowed_attention(*full, everyone),
-        'windows': lambda: windowed_attention(*few, windows),
-        'global': lambda: attend(*few),
-        'holes': lambda: attend(*batch, there),
-        'masked': lambda: attend(*full, near[None, None]),
+    calls: dict[str, Callable[[], Any]] = {
+        'dense': partial(within, full, everyone),
+        'windows': partial(within, few, windows),
+        'global': partial(among, few),
+        'holes': partial(among, batch, there),
+        'masked': partial(among, full, near[None, None]),
     }
     with torch.inference_mode():
         ours = calls['windows']()
@@ -60,7 +72,7 @@ def contenders(kept: int, device: str, dtype: torch.dtype) -> dict[str, Callable
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--blocks', type=int, nargs='+', default=[1, 6, 12, 18, 22], help='in front of which to time')
+    parser.add_argument('--blocks', type=int, nargs='+', default=[1, 6, 12, 18, 22], help='blocks before which to time')
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--device', default='cpu')
     parser.add_argument('--dtype', choices=['float32', 'float16', 'bfloat16'], default='float32')
@@ -77,7 +89,7 @@ def main() -> None:
         shown = '  '.join(f'{name} {value:8.1f} ms (±{spread[name]:.0%})' for name, value in milliseconds.items())
         print(f'block {block:2}, {kept:4} tokens:  {shown}', flush=True)
     if args.json:
-        settings = dict(device=args.device, dtype=args.dtype, threads=torch.get_num_threads())
+        settings = dict(device=args.device, dtype=args.dtype)
         write_json(args.json, dict(**describe_machine(args.device), **settings, results=results))
 
 

@@ -1,4 +1,4 @@
-# Variance selection at the same budget, R 40.
+# Pruning by variance at the same budget, R 40.
 _base_ = './fcn_dense-eva02-l_8xb1-64e_ade20k-512x512.py'
 model = dict(backbone=dict(pruning=dict(pruner=dict(type='VariancePruner'), rate=40)))
 custom_hooks = [dict(type='CroprHook', ramp=0.5, by_epoch=True)]

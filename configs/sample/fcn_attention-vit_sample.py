@@ -1,3 +1,3 @@
-# Selection by the class token's attention in the block in front, at the same budget and with the same curriculum.
+# Pruning by the [CLS] token's attention in the block before, at the same budget and with the same curriculum.
 _base_ = './fcn_random-vit_sample.py'
 model = dict(backbone=dict(pruning=dict(pruner=dict(type='AttentionPruner'))))

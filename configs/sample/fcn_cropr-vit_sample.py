@@ -1,4 +1,4 @@
-# Cropr, 24 of 144 tokens left in front of the last block; it keeps what a linear classifier cannot name yet.
+# Cropr, 24 of 144 tokens kept before the last block; it keeps what a linear classifier cannot name yet.
 _base_ = './fcn_dense-vit_sample.py'
 model = dict(backbone=dict(pruning=dict(pruner=dict(type='DifficultyPruner', num_classes=9), rate=20)))
 custom_hooks = [dict(type='CroprHook', ramp=0.5)]

@@ -1,3 +1,3 @@
-# Cropr upside down: the tokens that it thinks least of go on. A sanity check, which must do worse than chance.
+# Cropr upside down: keeps the tokens with the lowest scores. A sanity check that must do worse than random.
 _base_ = './fcn_cropr-vit_sample.py'
 model = dict(backbone=dict(pruning=dict(pruner=dict(reverse=True))))

@@ -1,4 +1,4 @@
-# For analysis only: keeps the tokens that objects cover, read from the labels. The bound for any learnt selection.
+# For analysis only: keeps the tokens that objects cover, read from the labels. The bound for any learned pruner.
 _base_ = './mask-rcnn_random-vit_sample.py'
 model = dict(backbone=dict(pruning=dict(pruner=dict(type='OraclePruner'))))
 custom_hooks = [dict(type='CroprHook', ramp=0.5), dict(type='OracleHook')]

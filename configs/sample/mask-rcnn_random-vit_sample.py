@@ -1,3 +1,3 @@
-# Random selection at the same budget and with the same curriculum.
+# Random pruning at the same budget and with the same curriculum.
 _base_ = './mask-rcnn_cropr-vit_sample.py'
 model = dict(backbone=dict(pruning=dict(pruner=dict(_delete_=True, type='RandomPruner'))))

@@ -1,4 +1,4 @@
-"""Pictures of what was pruned: which patch left at which block, next to prediction and ground truth."""
+"""Pictures of what was pruned after which block, next to prediction and ground truth."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models.cropr_vit import find_backbone
-from .routing import STAYED, predict_with_routing
+from .routing import KEPT, predict_with_routing
 
 SCORE = 0.3
 """Instances below this score are not drawn."""
@@ -24,7 +24,7 @@ class TokenPicture:
 
     Attributes:
         image: (H, W, 3) uint8 RGB, at the size that the model saw.
-        exits: (h, w) integer, the block behind which each patch left, or ``STAYED``.
+        exits: (h, w) integer, the block after which each patch was pruned, or ``KEPT``.
         patch_size: pixels per patch side.
         prediction, truth: data sample with ``sem_seg`` or ``instances`` (see :func:`take_picture`), or None.
     """
@@ -99,7 +99,7 @@ def draw_pictures(
     Args:
         pictures: one per row, of :func:`take_pictures`.
         out: file to write; its suffix says the format.
-        blocks: blocks that have a pruning module behind them, ascending (``backbone.schedule.blocks``).
+        blocks: blocks that a pruner stands after, ascending (``backbone.schedule.blocks``).
         meta: ``classes`` and ``palette`` (RGB) of the data set.
         pixels: width of a panel.
 
@@ -140,9 +140,9 @@ def draw_pictures(
             _draw_panel(axis, name, picture, list(blocks), colours, palette)
     for axis, name in zip(axes[0], names):
         axis.set_title(name, fontsize=11, pad=4)
-    exits = [Patch(alpha=0, label='taken aside behind block')]
+    exits = [Patch(alpha=0, label='pruned after block')]
     exits += [Patch(facecolor=colour, label=f'{block}') for block, colour in zip(blocks, colours)]
-    exits.append(Patch(facecolor='white', edgecolor='grey', label='never (clear)'))
+    exits.append(Patch(facecolor='white', edgecolor='grey', label='kept (clear)'))
     figure.legend(
         handles=exits,
         loc='lower center',
@@ -186,7 +186,7 @@ def _draw_panel(axis: Any, name: str, picture: TokenPicture, blocks: list[int], 
         overlay = np.zeros((rows, columns, 4))
         for block, colour in zip(blocks, colours):
             overlay[picture.exits == block] = (*colour[:3], 0.78)
-        overlay[picture.exits == STAYED] = 0
+        overlay[picture.exits == KEPT] = 0
         axis.imshow(
             overlay, extent=(0, columns * picture.patch_size, rows * picture.patch_size, 0), interpolation='nearest'
         )

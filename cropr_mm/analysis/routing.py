@@ -1,4 +1,4 @@
-"""Which token left at which block."""
+"""After which block each token was pruned."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ..models import CroprViT
 from ..models.cropr_vit import find_backbone
 from ..models.pruning.oracle import object_share
 
-STAYED = -1
-"""In a map of exits: the token was never taken aside."""
+KEPT = -1
+"""In a map of exits: the token was never pruned."""
 
 
 @dataclass
@@ -24,15 +24,15 @@ class Routing:
     """Exits in one forward pass of a backbone.
 
     Attributes:
-        removed: block → raster positions (B, R) of the patch tokens taken aside behind it.
+        pruned: block → positions (B, R) of the patch tokens pruned after it.
     """
 
-    removed: dict[int, Tensor] = field(default_factory=dict)
+    pruned: dict[int, Tensor] = field(default_factory=dict)
 
     def exits(self, batch: int, grid: tuple[int, int]) -> Tensor:
-        """Map of exits: (B, H, W) int64, the block behind which each token left, or ``STAYED``."""
-        exits = torch.full((batch, grid[0] * grid[1]), STAYED)
-        for block, positions in self.removed.items():
+        """Map of exits: (B, H, W) int64, the block after which each token was pruned, or ``KEPT``."""
+        exits = torch.full((batch, grid[0] * grid[1]), KEPT)
+        for block, positions in self.pruned.items():
             exits.scatter_(1, positions.cpu(), block)
         return exits.unflatten(1, grid)
 
@@ -42,16 +42,19 @@ def record_routing(backbone: CroprViT) -> Iterator[Routing]:
     """Record the exits of the forward passes inside the ``with``; each pass replaces the one before."""
     routing = Routing()
 
-    def listen(block: int, kept: Tensor, pruned: Tensor) -> None:
-        if block in routing.removed:  # another pass begins
-            routing.removed.clear()
-        routing.removed[block] = pruned
+    def forget(*_: Any) -> None:
+        routing.pruned.clear()
 
+    def listen(block: int, kept: Tensor, pruned: Tensor) -> None:
+        routing.pruned[block] = pruned
+
+    handle = backbone.register_forward_pre_hook(forget)
     backbone.prune_listeners.append(listen)
     try:
         yield routing
     finally:
         backbone.prune_listeners.remove(listen)
+        handle.remove()
 
 
 def predict_with_routing(model: Any, batch: dict[str, Any]) -> tuple[Any, Tensor, Tensor, list[Any]]:
@@ -103,7 +106,7 @@ def routing_shares(
         grid = (exits.shape[1], exits.shape[2])
         share = torch.stack([object_share(s, grid, backbone.patch_size, object_classes).cpu() for s in samples])
         exits = exits.flatten(1)
-        exits = torch.where(exits == STAYED, depth, exits)
+        exits = torch.where(exits == KEPT, depth, exits)
         for row, group in enumerate((share >= 0.5, share < 0.5)):
             total[row] += group.sum()
             for block in range(depth):
@@ -127,33 +130,33 @@ def routing_overlap(model: nn.Module, other: nn.Module, batches: Iterable[dict[s
 
     Args:
         model, other: models of mmseg or mmdet with a CroprViT, in evaluation mode.
-        batches: a data loader; both get the same images, each behind its own data preprocessor.
+        batches: a data loader; both get the same images, each through its own data preprocessor.
 
     Returns:
-        Block with a module behind it → share of the tokens that one keeps there which the other keeps too, 0 to 1.
+        Block with a pruner after it → share of the tokens kept there by the one that the other keeps, too, 0 to 1.
 
     Raises:
         ValueError: other schedules or grids, or no batch.
     """
-    blocks = _blocks_with_modules(model)
+    blocks = _blocks_with_pruners(model)
     both = dict.fromkeys(blocks, 0)
     kept = dict.fromkeys(blocks, 0)
     for batch in batches:
         exits, others = (predict_with_routing(m, copy.deepcopy(batch))[1] for m in (model, other))
-        if exits.shape != others.shape or blocks != _blocks_with_modules(other):
+        if exits.shape != others.shape or blocks != _blocks_with_pruners(other):
             raise ValueError(
-                f'the models prune behind blocks {blocks} of a grid {tuple(exits.shape[1:])} and behind '
-                f'{_blocks_with_modules(other)} of {tuple(others.shape[1:])}; the same are expected'
+                f'the models prune after blocks {blocks} of a grid {tuple(exits.shape[1:])} and after '
+                f'{_blocks_with_pruners(other)} of {tuple(others.shape[1:])}; the same are expected'
             )
         for block in blocks:
-            stays, stays_there = ((m == STAYED) | (m > block) for m in (exits, others))
-            both[block] += int((stays & stays_there).sum())
-            kept[block] += int(stays.sum())
+            mine, theirs = ((m == KEPT) | (m > block) for m in (exits, others))
+            both[block] += int((mine & theirs).sum())
+            kept[block] += int(mine.sum())
     if not kept or not all(kept.values()):
-        raise ValueError('no module prunes, or the data loader gave no batch')
+        raise ValueError('no pruner removes a token, or the data loader gave no batch')
     return {block: both[block] / kept[block] for block in blocks}
 
 
-def _blocks_with_modules(model: nn.Module) -> list[int]:
+def _blocks_with_pruners(model: nn.Module) -> list[int]:
     schedule = find_backbone(model).schedule
     return [] if schedule is None else list(schedule.blocks)

@@ -1,4 +1,4 @@
-"""Counting what a model computes and how many tokens it carries."""
+"""Count FLOPs and tokens per block."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def count_flops(call: Callable[..., Any], *inputs: Any, grad: bool = False, **kw
 
 
 def tokens_per_block(backbone: CroprViT, height: int, width: int, progress: float = 1.0) -> list[int]:
-    """Tokens that each block processes, class and register tokens included.
+    """Tokens that each block processes, [CLS] and register tokens included.
 
     Args:
         backbone: dense or pruned.
@@ -70,12 +70,12 @@ def tokens_per_block(backbone: CroprViT, height: int, width: int, progress: floa
 
 
 def pruned_ratio(backbone: CroprViT, height: int, width: int, progress: float = 1.0) -> float:
-    """Share of all tokens that are taken aside by the time the last module has done its work, 0 to 1.
+    """Share of all tokens that all modules together prune, 0 to 1.
 
     For the arguments see :func:`tokens_per_block`.
     """
     grid = backbone.grid_of(height, width)
     if backbone.schedule is None:
         return 0.0
-    leaving = backbone.schedule.counts(grid, backbone.num_prefix_tokens, progress)
-    return sum(leaving) / (grid[0] * grid[1] + backbone.num_prefix_tokens)
+    pruned = backbone.schedule.counts(grid, backbone.num_prefix_tokens, progress)
+    return sum(pruned) / (grid[0] * grid[1] + backbone.num_prefix_tokens)

@@ -1,4 +1,4 @@
-"""What figures depend on beside the code: the machine and the versions."""
+"""What figures depend on beside the code: machine, threads, versions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PACKAGES = ('torch', 'mmengine', 'mmcv', 'mmdet', 'mmsegmentation', 'numpy')
 
 
 def describe_machine(device: str = 'cpu') -> dict[str, Any]:
-    """Name of the processor or GPU (``machine``), ``cores``, ``python``, and the version of each package that is there.
+    """Name of the processor or GPU (``machine``), ``cores``, ``threads`` of torch, ``python``, versions of packages.
 
     OneDL's packages go by their own names, such as ``onedl-mmengine``.
     """
@@ -25,7 +25,13 @@ def describe_machine(device: str = 'cpu') -> dict[str, Any]:
             with contextlib.suppress(PackageNotFoundError):
                 versions[name] = version(name)
     name = torch.cuda.get_device_name(device) if device.startswith('cuda') else _processor()
-    return dict(machine=name, cores=os.cpu_count(), python=platform.python_version(), **versions)
+    return dict(
+        machine=name,
+        cores=os.cpu_count(),
+        threads=torch.get_num_threads(),
+        python=platform.python_version(),
+        **versions,
+    )
 
 
 def _processor() -> str:

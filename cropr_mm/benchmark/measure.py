@@ -1,4 +1,4 @@
-"""Measure the same weights with different selectors: time, memory, operations, and what the time goes into."""
+"""Measure variants of one model: time, memory, FLOPs, tokens, and where the time goes."""
 
 from __future__ import annotations
 
@@ -60,55 +60,71 @@ def measure(variants: Mapping[str, nn.Module], batch: Mapping[str, Any], setting
     """
     dtype = torch.float32 if setting.training else setting.dtype  # training computes in lower precision by autocast
     batch = dict(batch, inputs=batch['inputs'].to(setting.device, dtype))
-    images, (height, width) = len(batch['inputs']), batch['inputs'].shape[-2:]
-    calls, static, figures = {}, {}, {name: {} for name in variants}  # type: ignore[var-annotated]
+    runs = {}
     for name, model in variants.items():
         model.to(setting.device, dtype)
-        if setting.training:
-            calls[name], static[name] = _training_step(model, batch, setting)
-        else:
-            calls[name], static[name] = _prediction(model, batch), _bytes([*model.parameters(), *model.buffers()])
-        gflops = count_flops(calls[name], grad=setting.training) / images / 1e9
-        backbone = find_backbone(model)
-        progress = backbone.pruning_progress if setting.training else 1.0
-        figures[name] = dict(
-            gflops=gflops,
-            tokens_pruned_ratio=pruned_ratio(backbone, height, width, progress),
-            tokens_per_block=tokens_per_block(backbone, height, width, progress),
-        )
-        if setting.compile_blocks:
-            backbone.compile_blocks()
-    first = next(iter(variants))
+        runs[name] = (_training_step if setting.training else _prediction)(model, batch, setting)
+    figures = {name: _count(model, runs[name][0], batch['inputs'], setting) for name, model in variants.items()}
+    first = next(iter(figures.values()))
     for row in figures.values():
-        row['flops_limit'] = figures[first]['gflops'] / row['gflops']
-    if not setting.rounds:
-        return figures
-    plain = dict(calls)
+        row['flops_limit'] = first['gflops'] / row['gflops']
+    if setting.compile_blocks:
+        for model in variants.values():
+            find_backbone(model).compile_blocks()
+    if setting.rounds:
+        _time({name: call for name, (call, _) in runs.items()}, figures, len(batch['inputs']), setting)
+        for name, (call, static) in runs.items():
+            figures[name].update(_look_inside(variants[name], call, static, setting))
+    return figures
+
+
+def _count(model: nn.Module, call: Callable[[], Any], images: Tensor, setting: Setting) -> dict[str, Any]:
+    """What can be counted: operations and tokens."""
+    backbone = find_backbone(model)
+    shape = (*images.shape[-2:], backbone.pruning_progress if setting.training else 1.0)
+    return dict(
+        gflops=count_flops(call, grad=setting.training) / len(images) / 1e9,
+        tokens_pruned_ratio=pruned_ratio(backbone, *shape),
+        tokens_per_block=tokens_per_block(backbone, *shape),
+    )
+
+
+def _time(
+    calls: dict[str, Callable[[], Any]], figures: dict[str, dict[str, Any]], images: int, setting: Setting
+) -> None:
+    """Time all variants in turn, and add their speeds to the figures."""
     if setting.cuda_graph:
         with torch.cuda.device(setting.device):
             calls = {name: _graphed(call) for name, call in calls.items()}
     timings = compare_throughput(calls, images, setting.rounds, device=setting.device, grad=setting.training)
-    for name, row in figures.items():
-        timing = timings[name]
-        row.update(
+    first = next(iter(timings.values()))
+    for name, timing in timings.items():
+        ratio = timing.ratio_to(first)
+        figures[name].update(
             images_per_second=timing.images_per_second,
             milliseconds=timing.milliseconds,
             spread=timing.spread,
-            ratio_to_dense=timing.ratio_to(timings[first]),
+            ratio_to_dense=ratio,
+            share_of_flops_limit=ratio / figures[name]['flops_limit'],
         )
-        row['share_of_flops_limit'] = row['ratio_to_dense'] / row['flops_limit']
-        with torch.inference_mode(not setting.training):
-            row['peak_bytes'] = static[name] + peak_memory(plain[name], setting.device)
-            if not setting.training:
-                parts = time_parts(variants[name], plain[name], setting.device)
-                row['milliseconds_of_parts'] = {part: 1000 * seconds for part, seconds in parts.items()}
-    return figures
 
 
-def _prediction(model: nn.Module, batch: Mapping[str, Any]) -> Callable[[], Any]:
+def _look_inside(model: nn.Module, call: Callable[[], Any], static: int, setting: Setting) -> dict[str, Any]:
+    """Peak memory, and at inference the time of each part."""
+    with torch.inference_mode(not setting.training):
+        row: dict[str, Any] = dict(peak_bytes=static + peak_memory(call, setting.device))
+        if not setting.training:
+            parts = time_parts(model, call, setting.device)
+            row['milliseconds_of_parts'] = {part: 1000 * seconds for part, seconds in parts.items()}
+    return row
+
+
+def _prediction(model: nn.Module, batch: Mapping[str, Any], setting: Setting) -> tuple[Callable[[], Any], int]:
+    """A prediction, and the bytes of weights."""
+    static = _bytes([*model.parameters(), *model.buffers()])
     if isinstance(model, CroprViT):
-        return lambda: model(batch['inputs'])
-    return lambda: model(**batch, mode='predict')
+        return lambda: model(batch['inputs']), static
+    return lambda: model(**batch, mode='predict'), static
 
 
 def _training_step(model: Any, batch: Mapping[str, Any], setting: Setting) -> tuple[Callable[[], Any], int]:
@@ -130,7 +146,7 @@ def _training_step(model: Any, batch: Mapping[str, Any], setting: Setting) -> tu
             total = losses()
         total.backward()
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)  # none are left over that the next call would free: its peak has them
+        optimizer.zero_grad(set_to_none=True)  # the next call's peak includes its own gradients, not leftovers
 
     step()  # makes the optimizer's state
     state = [t for values in optimizer.state.values() for t in values.values() if isinstance(t, Tensor)]
@@ -156,7 +172,7 @@ def _graphed(call: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def draw(figures: Mapping[str, Mapping[str, Any]], path: str | Path, title: str = '') -> Path:
-    """Draw images/s of each variant, and at inference what its time goes into.
+    """Draw images/s of each variant, and at inference where its time goes.
 
     Args:
         figures: of :func:`measure`.

@@ -30,7 +30,7 @@ class RatePoint:
         rate: tokens per module (int) or their share (float); 0 prunes nothing, with the same weights.
         images_per_second: of the whole model, median of the rounds.
         spread: distance between the quartiles of the rounds, as a share of the median.
-        tokens_pruned: share of all tokens that the last module leaves aside, 0 to 1.
+        tokens_pruned: share of all tokens that all modules together prune, 0 to 1.
         metrics: as the evaluator gives them.
     """
 
@@ -55,7 +55,7 @@ def parse_rate(text: str) -> float:
 
 
 def schedules_for(backbone: CroprViT, rates: Iterable[float]) -> dict[float, Schedule]:
-    """Schedules that prune at other rates behind the same blocks.
+    """Schedules that prune at other rates after the same blocks.
 
     Raises:
         ValueError: the backbone is dense, or a rate does not fit; the message names it.
@@ -75,7 +75,7 @@ def time_rates(
     Args:
         model: in evaluation mode.
         schedules: of :func:`schedules_for`.
-        data: ``inputs`` and ``data_samples`` of one batch, behind the data preprocessor.
+        data: ``inputs`` and ``data_samples`` of one batch, after the data preprocessor.
         images: how many that are.
         rounds: how often; the median counts.
     """
@@ -100,13 +100,13 @@ def time_rates(
     return points
 
 
-def choose_metrics(measured: Mapping[str, float], wanted: Sequence[str] = ()) -> list[str]:
+def choose_metrics(measured: Mapping[str, float], names: Sequence[str] = ()) -> list[str]:
     """Names of the metrics to draw.
 
     Args:
         measured: what the evaluator gave.
-        wanted: names, or what stands behind their last ``/``; by default those of :data:`MAIN_METRICS` that are
-            there, or else the first.
+        names: whole, or the part after the last ``/``; by default those of :data:`MAIN_METRICS` that are there, or
+            else the first.
 
     Raises:
         ValueError: there is no such metric; the message lists those that there are.
@@ -114,7 +114,7 @@ def choose_metrics(measured: Mapping[str, float], wanted: Sequence[str] = ()) ->
     if not measured:
         raise ValueError('test_evaluator gives no metric, so there is nothing to draw')
     chosen = []
-    for name in wanted:
+    for name in names:
         found = [key for key in measured if name in (key, key.rsplit('/', 1)[-1])]
         if not found:
             raise ValueError(f'metric {name!r}: the evaluator gives {", ".join(measured)}')

@@ -1,4 +1,4 @@
-"""Timing several models against one another, so that a busy or throttled machine troubles all of them alike."""
+"""Interleaved timing of several models: a busy or throttled machine slows all of them alike."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from ..utils.checks import check_integer
 
 
 @dataclass(frozen=True)
@@ -63,15 +65,14 @@ def compare_throughput(
         rounds: how often; the median of the rounds counts.
         warmup: untimed calls of each in the beginning.
         min_seconds: short calls are repeated until one timing takes about this long.
-        device: where the calls run; an accelerator is waited for.
+        device: where the calls run; an accelerator is synchronised before and after.
         grad: whether the calls compute gradients (training steps).
 
     Raises:
         ValueError: ``rounds`` or ``batch_size`` below 1.
     """
-    for key, value in (('rounds', rounds), ('batch_size', batch_size)):
-        if value < 1:
-            raise ValueError(f'{key}={value}; 1 or more is expected')
+    check_integer('rounds', rounds)
+    check_integer('batch_size', batch_size)
     device = torch.device(device)
     with torch.inference_mode(not grad):
         repeats = {}
@@ -89,17 +90,17 @@ def compare_throughput(
 
 
 def seconds_of(call: Callable[[], Any], repeats: int, device: torch.device) -> float:
-    """Seconds per call, the device waited for before and after."""
-    wait(device)
+    """Seconds per call; the device is synchronised before and after."""
+    synchronise(device)
     start = time.perf_counter()
     for _ in range(repeats):
         call()
-    wait(device)
+    synchronise(device)
     return (time.perf_counter() - start) / repeats
 
 
-def wait(device: torch.device) -> None:
-    """Wait until an accelerator has done what it was given."""
+def synchronise(device: torch.device) -> None:
+    """Let an accelerator finish all work in its queue."""
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
     elif device.type == 'mps':

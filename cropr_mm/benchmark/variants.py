@@ -1,4 +1,4 @@
-"""The same weights with different selectors, to be measured against one another."""
+"""The same weights with different pruners, to be measured against one another."""
 
 from __future__ import annotations
 
@@ -13,53 +13,53 @@ from ..deploy import load_strictly
 from ..models import CroprPruner
 from ..models.cropr_vit import find_backbone
 
-LEARNT = 'cropr'
-"""Name of the config's own learnt selector."""
+LEARNED = 'cropr'
+"""Name of the config's own learned pruner."""
 
-SELECTORS = ('dense', LEARNT, 'difficulty', 'multilabel', 'patch', 'random', 'variance', 'attention')
+VARIANTS = ('dense', LEARNED, 'difficulty', 'multilabel', 'patch', 'random', 'variance', 'attention')
 
 
-def pruner_of(selector: str, own: Mapping[str, Any] | None, num_classes: int) -> dict[str, Any]:
+def pruner_of(name: str, own: Mapping[str, Any] | None, num_classes: int) -> dict[str, Any]:
     """Config of the pruner that a name stands for.
 
     Args:
-        selector: one of :data:`SELECTORS` but ``'dense'``.
-        own: the pruner of the config, for ``'cropr'``; where it is not a learnt one, ``'difficulty'`` stands in.
-        num_classes: for those that learn.
+        name: one of :data:`VARIANTS` but ``'dense'``.
+        own: the pruner of the config, for ``'cropr'``; ``'difficulty'`` replaces one that does not learn.
+        num_classes: of pruners that learn.
     """
-    if selector == LEARNT and own and _is_learnt(own):
+    if name == LEARNED and own and _is_learned(own):
         return dict(own)
     heads = dict(multilabel='MultiLabelAuxHead', patch='PatchSegAuxHead')
-    if selector in heads:
-        return dict(type='CroprPruner', aux_head=dict(type=heads[selector], num_classes=num_classes))
-    if selector in (LEARNT, 'difficulty'):
+    if name in heads:
+        return dict(type='CroprPruner', aux_head=dict(type=heads[name], num_classes=num_classes))
+    if name in (LEARNED, 'difficulty'):
         return dict(type='DifficultyPruner', num_classes=num_classes)
-    return dict(type=f'{selector.title()}Pruner')
+    return dict(type=f'{name.title()}Pruner')
 
 
-def _is_learnt(pruner: Mapping[str, Any]) -> bool:
+def _is_learned(pruner: Mapping[str, Any]) -> bool:
     kind = MODELS.get(pruner['type']) if isinstance(pruner['type'], str) else pruner['type']
     return isinstance(kind, type) and issubclass(kind, CroprPruner)
 
 
-def pruning_of(selector: str, pruning: Mapping[str, Any], num_classes: int) -> dict[str, Any] | None:
+def pruning_of(variant: str, pruning: Mapping[str, Any], num_classes: int) -> dict[str, Any] | None:
     """The ``pruning`` of a variant.
 
     Args:
-        selector: a name out of :data:`SELECTORS`, behind it perhaps a colon and settings of ``pruning`` separated by
-            commas, such as ``'patch:aux_share=0.5,pruner.aux_head.query_stride=2'``.
+        variant: one of :data:`VARIANTS`, and after a colon settings of ``pruning`` that differ, separated by commas,
+            such as ``'patch:aux_share=0.5,pruner.aux_head.query_stride=2'``.
         pruning: the schedule, and the pruner that ``'cropr'`` stands for.
         num_classes: classes of auxiliary heads that the config does not have.
 
     Raises:
-        ValueError: an unknown selector, or settings that are none.
+        ValueError: an unknown variant, or settings that are none.
     """
-    name, _, options = selector.partition(':')
-    if name not in SELECTORS:
-        raise ValueError(f'selector {name}; valid are {", ".join(SELECTORS)}')
+    name, _, options = variant.partition(':')
+    if name not in VARIANTS:
+        raise ValueError(f'variant {name}; valid are {", ".join(VARIANTS)}')
     changes = [option.partition('=') for option in options.split(',')] if options else []
     if (changes and name == 'dense') or not all(key and equals for key, equals, _ in changes):
-        raise ValueError(f'selector {selector}; name:key=value,key=value is expected, with keys of pruning')
+        raise ValueError(f'variant {variant}; name:key=value,key=value is expected, with keys of pruning')
     if name == 'dense':
         return None
     plan = {key: value for key, value in pruning.items() if key not in ('pruner', 'deploy')}
@@ -71,25 +71,25 @@ def pruning_of(selector: str, pruning: Mapping[str, Any], num_classes: int) -> d
 def build_variants(
     build: Callable[[dict[str, Any] | None], nn.Module],
     pruning: Mapping[str, Any] | None,
-    selectors: Sequence[str] = ('dense', LEARNT, 'random'),
+    names: Sequence[str] = ('dense', LEARNED, 'random'),
     num_classes: int = 150,
     training: bool = False,
 ) -> dict[str, nn.Module]:
-    """The same model with each of several selectors, all with the same weights but those of the pruners.
+    """The same model dense and with different pruners; all weights but those of the pruners are the same.
 
     Args:
         build: makes a model that holds a CroprViT, or is one, from the ``pruning`` of its backbone (None: dense).
         pruning, num_classes: see :func:`pruning_of`.
-        selectors: see there.
+        names: see there, of the variants; the first gives its weights to the others.
         training: in training mode, with auxiliary parts; otherwise folded and ready for inference.
 
     Raises:
-        ValueError: no ``pruning``, or an unknown selector.
+        ValueError: no ``pruning``, or an unknown variant.
     """
     if not pruning:
         raise ValueError('backbone.pruning is not set; a rate or keep is needed for the pruned variants')
     variants: dict[str, nn.Module] = {}
-    for name in selectors:
+    for name in names:
         model = build(pruning_of(name, pruning, num_classes))
         if variants:
             _copy_weights(next(iter(variants.values())), model)
@@ -104,4 +104,4 @@ def build_variants(
 def _copy_weights(source: nn.Module, model: nn.Module) -> None:
     weights = {name: value for name, value in source.state_dict().items() if 'pruners.' not in name}
     scorers = {name: value for name, value in model.state_dict().items() if 'pruners.' in name}
-    load_strictly(model, {**weights, **scorers}, 'a variant with another selector')
+    load_strictly(model, {**weights, **scorers}, 'a variant with another pruner')

@@ -54,8 +54,36 @@ class CroprViT(PlainViT):
         ValueError: a setting out of range; the message names the key, the value and what is valid.
     """
 
-    def __init__(self, arch: str | dict[str, Any], *args: Any, pruning: dict[str, Any] | None = None, **kwargs: Any):
-        super().__init__(arch, *args, **kwargs)
+    def __init__(
+        self,
+        arch: str | dict[str, Any],
+        img_size: int | Sequence[int] = 224,
+        patch_size: int = 16,
+        in_channels: int = 3,
+        out_indices: int | Sequence[int] = -1,
+        drop_path_rate: float = 0.0,
+        final_norm: bool = True,
+        window_size: int | None = None,
+        global_blocks: Sequence[int] = (),
+        with_cp: bool = False,
+        frozen_stages: int = -1,
+        pruning: dict[str, Any] | None = None,
+        init_cfg: dict[str, Any] | list[dict[str, Any]] | None = None,
+    ) -> None:
+        super().__init__(
+            arch,
+            img_size,
+            patch_size,
+            in_channels,
+            out_indices,
+            drop_path_rate,
+            final_norm,
+            window_size,
+            global_blocks,
+            with_cp,
+            frozen_stages,
+            init_cfg,
+        )
         self.schedule: Schedule | None = None
         self.pruners, self._supervision = Pruners(), AuxCollector()
         if pruning is not None:

@@ -7,6 +7,7 @@ from typing import Any
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS
 
+from ..utils.checks import check_integer
 from .classes import THINGS
 from .scenes import CROP_SIZE, draw_crop
 
@@ -32,8 +33,7 @@ class SampleCrops(BaseDataset):
 
     def __init__(self, count: int, first: int = 0, seed: int = 0, **settings: Any) -> None:
         for key, value, least in (('count', count, 1), ('first', first, 0), ('seed', seed, 0)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f'SampleCrops.{key}={value!r}; a whole number from {least} on is expected')
+            check_integer(f'SampleCrops.{key}', value, least)
         self.count, self.first, self.seed = count, first, seed
         super().__init__(**settings)
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from mmengine.utils import ProgressBar
 
+from ..utils.checks import check_integer
 from .classes import THINGS
 from .scenes import Scene, draw_scene
 
@@ -31,31 +32,29 @@ _FORMAT = 1
 def write_sample_data(
     out: str | Path, train: int = 4000, val: int = 400, seed: int = 0, size: int = 96, progress: bool = True
 ) -> Path:
-    """Write the sample data set, or return at once where it stands already.
+    """Write the sample data set, or return at once where it is there already.
 
     It is drawn into a folder beside ``out`` that takes its name in one step at the end, so ``out`` never
     holds half a data set.
 
     Args:
-        out (str | Path): Folder to write; must not exist, be empty, or hold the same data set.
-        train, val (int): Number of images, 1 to 100,000 each.
-        seed (int): At least 0.
-        size (int): Side of the images in pixels, at least 32.
-        progress (bool): Show a bar.
+        out: folder to write; must not exist, be empty, or hold the same data set.
+        train, val: number of images, 1 to 100,000 each.
+        seed: at least 0.
+        size: side of the images in pixels, 32 to 4096.
+        progress: show a bar.
 
     Returns:
         ``out``.
 
     Raises:
-        ValueError: A number is out of range, or ``out`` holds a sample data set made with other settings.
+        ValueError: a number is out of range, or ``out`` holds a sample data set made with other settings.
         FileExistsError: ``out`` is there and is no sample data set.
     """
     out = Path(out)
     asked = dict(format=_FORMAT, train=train, val=val, seed=seed, size=size)
     for key, least, most in (('train', 1, 100_000), ('val', 1, 100_000), ('seed', 0, 2**63), ('size', 32, 4096)):
-        value = asked[key]
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise ValueError(f'{key}={value!r} must be a whole number from {least} to {most}')
+        check_integer(key, asked[key], least, most)
     if _is_complete(out, asked):
         return out
     out.absolute().parent.mkdir(parents=True, exist_ok=True)

@@ -32,10 +32,10 @@ class Scene:
     """One labelled image.
 
     Attributes:
-        image (np.ndarray): (S, S, 3) uint8, RGB.
-        labels (np.ndarray): (S, S) uint8, index into ``CLASSES`` at every pixel.
-        masks (np.ndarray): (N, S, S) bool, the visible part of each object.
-        categories (tuple[int, ...]): N indices into ``THINGS``.
+        image: (S, S, 3) uint8, RGB.
+        labels: (S, S) uint8, index into ``CLASSES`` at every pixel.
+        masks: (N, S, S) bool, the visible part of each object.
+        categories: N indices into ``THINGS``.
     """
 
     image: np.ndarray
@@ -48,9 +48,9 @@ def draw_scene(seed: int, index: int, stream: str = 'training', size: int = 96) 
     """Draw image ``index`` of a stream: two or three stuff regions, 1 to 4 objects over them, clutter and noise.
 
     Args:
-        seed, index (int): At least 0. The same pair gives the same scene, to the byte.
-        stream (str): Key of ``STREAMS``.
-        size (int): Side of the image in pixels, at least 32; everything in it grows along.
+        seed, index: at least 0. The same pair gives the same scene, to the byte.
+        stream: key of ``STREAMS``.
+        size: side of the image in pixels, at least 32; everything in it grows along.
     """
     rng = _generator(seed, index, stream)
     if size < CROP_SIZE:

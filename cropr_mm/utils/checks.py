@@ -1,8 +1,12 @@
-"""Kinds of settings in a config: what its ``type`` says, and whether a value is what its key expects."""
+"""Settings of a config: what a ``type`` names, and whether a value is what its key expects.
+
+The ``check_…`` functions return the value, or raise a ValueError that names the key, the value and what is valid.
+"""
 
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +14,7 @@ from typing import Any
 def is_type(settings: Any, *names: str) -> bool:
     """Whether a config builds the class of one of these names, or one that inherits from it.
 
-    mmengine takes the name, the name behind a scope or a module (``'mmseg.CroprViT'``), and the class itself (its
+    mmengine takes the name, the name after a scope or a module (``'mmseg.CroprViT'``), and the class itself (its
     pure Python configs).
 
     Args:
@@ -33,16 +37,50 @@ def is_number(value: Any) -> bool:
     return is_integer(value) or (isinstance(value, float) and math.isfinite(value))
 
 
-def check_integer(key: str, value: Any, least: int = 1) -> int:
-    """The value; a ValueError names the key where it is no integer of ``least`` (0 or 1) or more."""
-    if not is_integer(value) or value < least:
-        wanted = 'a positive integer' if least else 'an integer of 0 or more'
-        raise ValueError(f'{key}={value!r}; {wanted} is expected')
+def check_integer(key: str, value: Any, least: int = 1, most: int | None = None) -> int:
+    """The value, where it is an integer from ``least`` to ``most``."""
+    if not is_integer(value) or value < least or (most is not None and value > most):
+        raise ValueError(f'{key}={value!r}; {_integers(least, most)} is expected')
+    return value
+
+
+def _integers(least: int, most: int | None) -> str:
+    if most is not None:
+        return f'an integer from {least} to {most}'
+    return 'a positive integer' if least == 1 else f'an integer of {least} or more'
+
+
+def check_number(
+    key: str,
+    value: Any,
+    least: float | None = None,
+    most: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+) -> float:
+    """The value, where it is a finite number within all bounds that are given.
+
+    Args:
+        key: of the config.
+        value: its value.
+        least, most: bounds that are valid themselves.
+        above, below: bounds that are not.
+    """
+    bounds = (
+        (least, operator.ge, 'of {} or more'),
+        (above, operator.gt, 'above {}'),
+        (most, operator.le, 'at most {}'),
+        (below, operator.lt, 'below {}'),
+    )
+    given = [(bound, holds, words) for bound, holds, words in bounds if bound is not None]
+    if not is_number(value) or not all(holds(value, bound) for bound, holds, _ in given):
+        valid = ' and '.join(words.format(bound) for bound, _, words in given)
+        raise ValueError(f'{key}={value!r}; {f"a number {valid}".rstrip()} is expected')
     return value
 
 
 def check_flag(key: str, value: Any) -> bool:
-    """The value; a ValueError names the key where it is neither True nor False."""
+    """The value, where it is True or False."""
     if not isinstance(value, bool):
         raise ValueError(f'{key}={value!r}; True or False is expected')
     return value

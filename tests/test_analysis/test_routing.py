@@ -26,7 +26,7 @@ def test_exits_count_what_the_schedule_says():
 
 def test_exits_follow_the_scores():
     model = small_vit(pruning=PRUNING).eval()
-    model.pruners[0].score = lambda tokens, index, grid, attention: index.float()  # the first rows leave first
+    model.pruners['0'].score = lambda tokens, context: tokens.position.float()  # the first rows leave first
     with torch.no_grad(), record_routing(model) as routing:
         model(torch.randn(1, 3, 24, 24))
     count = model.schedule.counts((6, 6), 1)[0]

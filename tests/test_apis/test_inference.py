@@ -169,7 +169,8 @@ def test_sliding_windows(trained, run_tool, data_folder):
     assert np.array_equal(once, whole)  # one window as large as the image
 
     # A quarter of the windows' grid: what each window gives, put together by hand.
-    from cropr_mm.cli.launch import load_model, register_library
+    from cropr_mm.cli.model import load_model
+    from cropr_mm.utils.libraries import register_library
 
     cfg = Config.fromfile('slide48.py')
     register_library(cfg)

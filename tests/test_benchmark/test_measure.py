@@ -1,5 +1,7 @@
 """Figures of the benchmark against what they are defined as."""
 
+import time
+
 import pytest
 import torch
 from helpers import cropr, small_vit
@@ -9,9 +11,9 @@ from torch._dynamo.testing import CompileCounter
 from cropr_mm.benchmark.batches import random_batch
 from cropr_mm.benchmark.measure import Setting, _training_step, draw, measure
 from cropr_mm.benchmark.memory import peak_memory
-from cropr_mm.benchmark.parts import PARTS, time_parts
+from cropr_mm.benchmark.parts import time_parts
 from cropr_mm.benchmark.variants import build_variants
-from cropr_mm.models.pruning import targets
+from cropr_mm.models.pruning.supervision import targets
 
 PRUNING = dict(pruner=cropr('PatchSegAuxHead'), rate=8)
 
@@ -34,7 +36,7 @@ def test_figures_go_together(training, tmp_path):
         assert ('milliseconds_of_parts' in row) != training
     assert figures['random']['gflops'] < dense['gflops']
     assert figures['random']['tokens_per_block'][-2:] == [16, 37] and figures['random']['tokens_pruned_ratio'] > 0.5
-    if training:  # a query per patch costs operations, and memory, that random selection does not
+    if training:  # a query per patch costs operations, and memory, that random pruning does not
         assert figures['patch']['gflops'] > figures['random']['gflops']
         assert figures['patch']['peak_bytes'] > figures['random']['peak_bytes']
     assert draw(figures, tmp_path / 'speed.png').stat().st_size > 1000
@@ -101,28 +103,51 @@ class Segmentor(nn.Module):
         return self.neck(self.backbone(images))[0].to_dense().square().sum()
 
 
-def test_parts_add_up_and_leave_the_model_as_it_was():
+PARTS = ['embedding', 'blocks', 'pruning', 'other']
+
+
+def hooks(model):
+    return [h for m in model.modules() for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())]
+
+
+def test_parts_are_times_of_modules_and_leave_the_model_as_it_was():
+    """A module that is slowed down lengthens its own part."""
     model, images = Segmentor().eval(), torch.randn(2, 3, 24, 24)
-    before = model(images)
-    names = set(vars(model.backbone))
+    before, backbone = model(images), model.backbone
+    slow = dict(embedding=backbone.patch_embed, blocks=backbone.blocks[3], neck=model.neck)
+    slow['pruning'] = next(backbone.pruners.children())
+    for part, module in slow.items():
+        with module.register_forward_hook(lambda *_: time.sleep(0.05)):
+            parts = time_parts(model, lambda: model(images))
+        assert max(parts, key=parts.get) == part and parts[part] >= 0.05
     parts = time_parts(model, lambda: model(images))
-    assert set(parts) == {*PARTS.values(), 'other', 'neck', 'head'}
-    assert all(seconds > 0 for seconds in parts.values())
-    assert set(vars(model.backbone)) == names and torch.equal(model(images), before)
+    assert list(parts) == [*PARTS, 'neck', 'head'] and all(seconds > 0 for seconds in parts.values())
+    assert not hooks(model) and torch.equal(model(images), before)
 
 
 def test_parts_of_a_backbone_by_itself():
     model, images = small_vit().eval(), torch.randn(2, 3, 24, 24)
     parts = time_parts(model, lambda: model(images))
-    assert set(parts) == {*PARTS.values(), 'other'} and parts['scoring'] == parts['fusion'] == 0 < parts['blocks']
+    assert list(parts) == PARTS and parts['pruning'] == 0 < parts['blocks']
+
+
+def test_compiled_blocks_count_as_the_rest():
+    """Hooks would be compiled along with them."""
+    model, images = small_vit().eval(), torch.randn(2, 3, 24, 24)
+    counter = CompileCounter()
+    model.compile_blocks(backend=counter)
+    with torch.no_grad():
+        model(images)
+        compiled = counter.frame_count
+        parts = time_parts(model, lambda: model(images))
+    assert 'blocks' not in parts and parts['other'] > 0 and counter.frame_count == compiled
 
 
 def test_a_call_that_fails_leaves_the_model_as_it_was():
     model = small_vit().eval()
-    names = set(vars(model))
     with pytest.raises(ValueError, match=r'images of shape'):
         time_parts(model, lambda: model(torch.randn(2, 5, 24, 24)))
-    assert set(vars(model)) == names
+    assert not hooks(model)
 
 
 # --- compiled blocks ------------------------------------------------------------------------------------------
@@ -135,7 +160,7 @@ def test_blocks_are_not_compiled_anew_for_every_number_of_tokens(family, window_
     if torch.__version__.startswith('2.1.'):
         pytest.skip('PyTorch 2.1 compiles each block by itself')
     torch._dynamo.reset()
-    arch = dict(depth=10, class_token=window_size is None, num_registers=0)
+    arch = dict(depth=7, class_token=window_size is None, num_registers=0)
     pruning = dict(pruner=cropr(), rate=3, round_to=1)
     model = small_vit(family, pruning, arch=arch, window_size=window_size, drop_path_rate=0.1).eval()
     images, counter = torch.randn(2, 3, 24, 24), CompileCounter()

@@ -95,7 +95,7 @@ DET = {'coco/bbox_mAP': 0.3, 'coco/bbox_mAP_50': 0.5, 'coco/segm_mAP': 0.2}
 
 
 @pytest.mark.parametrize(
-    'measured, wanted, chosen',
+    'measured, names, chosen',
     [
         (DET, [], ['coco/bbox_mAP', 'coco/segm_mAP']),
         (DET, ['segm_mAP'], ['coco/segm_mAP']),
@@ -105,8 +105,8 @@ DET = {'coco/bbox_mAP': 0.3, 'coco/bbox_mAP_50': 0.5, 'coco/segm_mAP': 0.2}
         (dict(depth_error=1.0), [], ['depth_error']),
     ],
 )
-def test_metrics_to_draw(measured, wanted, chosen):
-    assert choose_metrics(measured, wanted) == chosen
+def test_metrics_to_draw(measured, names, chosen):
+    assert choose_metrics(measured, names) == chosen
 
 
 def test_an_unknown_metric_is_answered_with_those_that_there_are():

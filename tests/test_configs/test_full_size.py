@@ -17,9 +17,11 @@ from parity import import_timm
 
 from cropr_mm import CroprHook
 from cropr_mm.benchmark.flops import pruned_ratio, tokens_per_block
-from cropr_mm.cli.launch import build_model, check_data, check_weights, register_library
+from cropr_mm.cli.inputs import check_data, check_weights
+from cropr_mm.cli.model import build_model
 from cropr_mm.models.archs import resolve_arch
 from cropr_mm.sample_data import CLASSES, THINGS, write_sample_data
+from cropr_mm.utils.libraries import register_library
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = {file.stem: file for folder in ('ade20k', 'coco') for file in sorted(ROOT.glob(f'configs/{folder}/*.py'))}
@@ -84,12 +86,12 @@ def parameters(module):
 
 
 def expected_of_pruners(backbone, classes):
-    """Queries and heads of the selectors, from the method's description."""
+    """Queries and heads of the pruners, from the method's description."""
     if not parameters(backbone.pruners):
         return 0
     dim, patches = backbone.embed_dims, math.prod(backbone.grid)
     norm, mlp = 2 * dim, 2 * 4 * dim * dim + 5 * dim
-    kind = type(backbone.pruners[0].aux_head).__name__
+    kind = type(next(backbone.pruners.children()).aux_head).__name__
     each = {
         'TokenClassAuxHead': dim + norm + (dim + 1) * (classes + 1),  # one query, background as a class
         'PatchSegAuxHead': patches * dim + norm + mlp + norm + (dim + 1) * classes,

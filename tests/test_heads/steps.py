@@ -16,7 +16,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.structures import InstanceData, PixelData
 
 from cropr_mm import CroprHook, CroprViT, swap_backbone
-from cropr_mm.cli.launch import build_model
+from cropr_mm.cli.model import build_model
 
 from .table import Entry
 
@@ -186,7 +186,7 @@ def step(cfg: Config, batch: Callable[[], dict[str, Any]]) -> tuple[dict[str, fl
     assert all(
         p.grad.abs().sum() > 0 for p in (backbones[0].patch_embed.proj.weight, backbones[0].blocks[0].mlp.fc1.weight)
     )
-    assert all(pruner.queries.grad.abs().sum() > 0 for pruner in backbones[0].pruners)
+    assert all(pruner.queries.grad.abs().sum() > 0 for pruner in backbones[0].pruners.values())
     model.eval()
     with torch.no_grad():
         return log, model.test_step({key: values[:1] for key, values in batch().items()})

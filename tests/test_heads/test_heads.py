@@ -10,7 +10,7 @@ import torch
 from helpers import PYTORCH_2_1
 
 from cropr_mm import CroprHook
-from cropr_mm.cli.launch import build_model
+from cropr_mm.cli.model import build_model
 from cropr_mm.engine.retrofit import evaluate_all_but_pruners, freeze_all_but_pruners
 
 from . import steps, table
@@ -77,7 +77,7 @@ def test_the_docs_say_what_is_tested():
     text = DOCS.read_text()
     assert table.summary() in text
     parts = table.tables()
-    assert all(part in text for part in parts)
+    assert all(part in text for part in parts) and table.further() in text
     assert text.count('\n|') == sum(part.count('\n|') + 1 for part in parts)  # and no rows besides
 
 
@@ -96,4 +96,4 @@ def test_a_head_without_a_loss_in_evaluation_can_be_retrofitted(folder):
     )
     after = model.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
-    assert all(pruner.queries.grad.abs().sum() > 0 for pruner in model.backbone.pruners)
+    assert all(pruner.queries.grad.abs().sum() > 0 for pruner in model.backbone.pruners.values())

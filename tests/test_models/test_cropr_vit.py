@@ -36,7 +36,7 @@ WINDOWS = [
     dict(window_size=2),
     dict(window_size=4, global_blocks=(0, 2)),
 ]
-SELECTORS = [cropr(), cropr('PatchSegAuxHead', reverse=True), dict(type='VariancePruner'), dict(type='AttentionPruner')]
+PRUNERS = [cropr(), cropr('PatchSegAuxHead', reverse=True), dict(type='VariancePruner'), dict(type='AttentionPruner')]
 grids = st.tuples(st.integers(1, 7), st.integers(1, 7))
 
 
@@ -80,8 +80,8 @@ def local_attention(model, grid):
 
 
 def masked_forward(model, images, progress=1.0):
-    """Every level as (map of all tokens, alive), and the tokens alive behind each module."""
-    x, grid = model._embed(images)
+    """Every level as (map of all tokens, alive), and the patch tokens alive after each pruner."""
+    x, grid = model.embed(images)
     prefix, last = model.num_prefix_tokens, model.depth - 1
     alive = torch.ones(x.shape[:2], dtype=torch.bool)
     rotary = rotary_angles(model.arch, grid, x.device)
@@ -97,7 +97,7 @@ def masked_forward(model, images, progress=1.0):
             y = model.norm(x) if i == last else x
             levels.append((y[:, prefix:].transpose(1, 2).unflatten(2, grid), alive[:, prefix:].unflatten(1, grid)))
         if i in counts:
-            scores = SCORES[type(model.pruners[0]).__name__](model.pruners[len(kept)], x, shares)
+            scores = SCORES[type(model.pruners[str(i)]).__name__](model.pruners[str(i)], x, shares)
             scores = scores[:, prefix:].masked_fill(~alive[:, prefix:], -math.inf)
             stay = int(alive[0].sum()) - prefix - counts[i]
             alive = alive.clone()
@@ -123,7 +123,7 @@ def record(model):
     plan=st.sampled_from(PLANS),
     fusion=st.sampled_from(['last_layer', None]),
     class_token=st.booleans(),
-    pruner=st.sampled_from(SELECTORS),
+    pruner=st.sampled_from(PRUNERS),
     fill=st.sampled_from(['exit', 'zero', 'mask_token']),
     listening=st.booleans(),
     windows=st.sampled_from([{}, {}, *WINDOWS]),
@@ -152,12 +152,11 @@ def test_pruned_forward_equals_masked_forward(
         elif fill == 'mask_token':
             x = torch.where(alive, x, neck.mask_token.view(1, -1, 1, 1))
         torch.testing.assert_close(ours, x, rtol=0, atol=1e-9)
-    for module, block, kept_index, removed in seen:
-        assert model.schedule.blocks[module] == block
+    assert [block for block, _, _ in seen] == (list(model.schedule.blocks) if listening else [])
+    for (_, kept_here, pruned), expected in zip(seen, kept):
         for b in range(batch):
-            assert set(kept_index[b].tolist()) == set(kept[module][b].nonzero().flatten().tolist())
-            assert not set(kept_index[b].tolist()) & set(removed[b].tolist())
-    assert len(seen) == (len(kept) if listening else 0)
+            assert set(kept_here[b].tolist()) == set(expected[b].nonzero().flatten().tolist())
+            assert not set(kept_here[b].tolist()) & set(pruned[b].tolist())
 
 
 @pytest.mark.parametrize('family', ['vit', 'eva02'])
@@ -194,7 +193,7 @@ def test_evaluation_prunes_at_the_full_rate_whatever_the_progress():
 
 @pytest.mark.parametrize('windows', [{}, WINDOWS[1]])
 def test_padding_never_displaces_a_token_of_the_image(windows):
-    """Images of different sizes in one batch: what was padded leaves first, whatever its score."""
+    """Images of different sizes in one batch: padding is pruned first, whatever its score."""
     model = small_vit(pruning=dict(pruner=dict(type='LovesPadding'), rate=8, round_to=1), **windows).eval()
     images, sizes = torch.zeros(3, 3, 24, 24), [(24, 24), (10, 24), (15, 7)]
     for image, (height, width) in zip(images, sizes):
@@ -203,15 +202,15 @@ def test_padding_never_displaces_a_token_of_the_image(windows):
     model(images)
     for b, (height, width) in enumerate(sizes):
         real = {6 * row + column for row in range(-(-height // 4)) for column in range(-(-width // 4))}
-        for _, _, kept, _ in seen:
+        for _, kept, _ in seen:
             left = set(kept[b].tolist())
             assert real <= left or left <= real
 
 
 @MODELS.register_module()
 class LovesPadding(BasePruner):
-    def score(self, patch_tokens, index, grid, class_attention=None):
-        return index.float()  # what is at the bottom stays
+    def score(self, tokens, context):
+        return tokens.position.float()  # what is at the bottom stays
 
 
 def test_samples_of_a_batch_do_not_meet():
@@ -231,8 +230,8 @@ class NastyPruner(BasePruner):
 
     values = torch.tensor([math.nan, math.inf, -math.inf, 0.0, -0.0, 1.0])
 
-    def score(self, patch_tokens, index, grid, class_attention=None):
-        return self.values[torch.randint(len(self.values), index.shape)]
+    def score(self, tokens, context):
+        return self.values[torch.randint(len(self.values), tokens.position.shape)]
 
 
 class Untouched(nn.Module):
@@ -243,35 +242,37 @@ class Untouched(nn.Module):
 @settings(max_examples=100)
 @given(grids, st.integers(1, 3), st.sampled_from(PLANS), st.sampled_from(['last_layer', None]), st.booleans())
 def test_tokens_come_back_to_the_bit_where_they_were(grid, batch, plan, fusion, class_token):
-    """With blocks that do nothing, the map is the patch embedding, whatever was taken aside on the way."""
+    """With blocks that do nothing, the map is the patch embedding, whatever was pruned on the way."""
     pruning = dict(pruner=dict(type='NastyPruner'), fusion=fusion, **plan)
     model = small_vit(pruning=pruning, arch=dict(class_token=class_token), out_indices=range(5), final_norm=False)
     for i in range(model.depth):
         model.blocks[i] = Untouched()
     images = torch.randn(batch, 3, grid[0] * 4, grid[1] * 4)
-    embedded = model._embed(images)[0][:, int(class_token) :].transpose(1, 2).unflatten(2, grid)
+    embedded = model.embed(images)[0][:, int(class_token) :].transpose(1, 2).unflatten(2, grid)
     for level in model.eval()(images):
         assert torch.equal(level.to_dense(), embedded)
 
 
 @settings(max_examples=50)
 @given(grids, st.sampled_from(PLANS), st.sampled_from(['last_layer', None]))
-def test_indices_hold_each_position_once(grid, plan, fusion):
+def test_levels_hold_each_position_once(grid, plan, fusion):
     pruning = dict(pruner=dict(type='NastyPruner'), fusion=fusion, **plan)
     model = small_vit(pruning=pruning, out_indices=range(5)).eval()
     patches = torch.arange(grid[0] * grid[1])
     for level in model(torch.randn(2, 3, grid[0] * 4, grid[1] * 4)):
-        assert level.index is None or torch.equal(level.index.sort(dim=1).values, patches.expand(2, -1))
+        if level.position is not None:
+            held = torch.cat([level.position, *(part.position for part in level.removed)], dim=1)
+            assert torch.equal(held.sort(dim=1).values, patches.expand(2, -1))
 
 
 @settings(max_examples=50)
 @given(grids, st.sampled_from(PLANS), st.sampled_from(['last_layer', None]))
-def test_each_module_shares_out_what_the_one_before_sent_on(grid, plan, fusion):
+def test_each_pruner_splits_what_the_one_before_kept(grid, plan, fusion):
     model = small_vit(pruning=dict(pruner=dict(type='NastyPruner'), fusion=fusion, **plan)).eval()
     seen = record(model)
     model(torch.randn(1, 3, grid[0] * 4, grid[1] * 4))
     before = set(range(grid[0] * grid[1]))
-    for _, _, kept, removed in seen:
+    for _, kept, removed in seen:
         assert kept.shape[1] + removed.shape[1] == len(before)
         assert set(kept[0].tolist()) | set(removed[0].tolist()) == before
         before = set(kept[0].tolist())
@@ -285,19 +286,19 @@ def test_broken_pixels_cost_no_token(family, value):
     images[0, 0, 5, 5] = value
     seen = record(model)
     dense = model(images)[0].to_dense()
-    for _, _, kept, removed in seen[:1]:
+    for _, kept, removed in seen[:1]:
         assert torch.cat([kept, removed], dim=1).sort(dim=1).values.tolist() == [list(range(36))] * 2
     torch.testing.assert_close(dense[1:], model(images[1:])[0].to_dense())  # the whole image beside it is unharmed
 
 
 def test_a_listener_changes_nothing_where_nothing_is_pruned():
-    """A module whose count is 0 must leave the order of the tokens alone."""
+    """A pruner whose count is 0 must leave the order of the tokens alone."""
     model = small_vit('eva02', dict(pruner=cropr(), rate=0)).eval()
     images = torch.randn(1, 3, 24, 24)
     before = model(images)[0].tokens
     seen = record(model)
     assert torch.equal(model(images)[0].tokens, before)
-    assert [(m, b, k.shape, r.shape) for m, b, k, r in seen] == [(i, i, (1, 36), (1, 0)) for i in range(3)]
+    assert [(b, k.shape, r.shape) for b, k, r in seen] == [(i, (1, 36), (1, 0)) for i in range(3)]
 
 
 # --- auxiliary predictions that nobody reads ------------------------------------------------------------------
@@ -344,6 +345,6 @@ def test_a_module_adds_few_operations(family, batch, most):
         images = torch.randn(batch, 3, 24, 24)
         with torch.no_grad(), CountOperations() as operations:
             features = model(images)[-1]
-        assert features.num_active <= 36 - 8 * len(blocks) + 4
+        assert features.tokens.shape[1] <= 36 - 8 * len(blocks) + 4
         counts.append(operations.count)
     assert 0 < counts[1] - counts[0] <= 2 * most

@@ -1,5 +1,7 @@
 """From tokens to maps: reinsertion and the pyramid."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,14 +9,14 @@ from helpers import PYTORCH_2_1, cropr, small_vit
 from mmengine.registry import MODELS
 from torch import nn
 
-from cropr_mm import SimpleFeaturePyramid, SparseFeature, TokenPooling, TokenReinsertion
+from cropr_mm import Removed, SimpleFeaturePyramid, SparseFeature, TokenPooling, TokenReinsertion
 from cropr_mm.models.necks.pyramid import Stretch
 
 
 def half_full():
-    """2 × 2 grid: one active token at 3, one taken aside at 1, two that nobody holds."""
-    tokens = torch.tensor([[[5.0, 6.0], [7.0, 8.0]]])
-    return SparseFeature(tokens, torch.tensor([[3, 1]]), (2, 2), num_active=1)
+    """2 × 2 grid: one current token at 3, one pruned at 1, two that nobody holds."""
+    pruned = Removed(torch.tensor([[1]]), torch.tensor([[[7.0, 8.0]]]))
+    return SparseFeature(torch.tensor([[[5.0, 6.0]]]), torch.tensor([[3]]), (2, 2), (pruned,))
 
 
 @pytest.mark.parametrize(
@@ -28,7 +30,7 @@ def test_reinsertion_fills_as_it_says(fill, expected):
     assert dense[0, 0].flatten().tolist() == expected
 
 
-def test_only_the_mask_token_is_learnt():
+def test_only_the_mask_token_is_learned():
     assert not list(TokenReinsertion('exit').parameters())
     neck = TokenReinsertion('mask_token', embed_dim=2)
     neck((half_full(),))[0].sum().backward()
@@ -57,15 +59,12 @@ def test_reinsertion_says_what_it_expects(features, found):
 
 
 def with_class_token():
-    feature = half_full()
-    return SparseFeature(
-        feature.tokens, feature.index, feature.grid, feature.num_active, prefix=torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])
-    )
+    return replace(half_full(), prefix=torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]))
 
 
 @pytest.mark.parametrize('mode, expected', [('cls', [1, 2]), ('avg', [5, 6])])
 def test_pooling_gives_a_vector_for_each_image(mode, expected):
-    """The class token in front of a register; or the one token that was processed, not the one taken aside."""
+    """The [CLS] token, not the register after it; or the mean of the current tokens, without the pruned one."""
     (vector,) = TokenPooling(mode)((with_class_token(),))
     assert vector.tolist() == [expected]
 

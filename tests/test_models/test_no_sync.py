@@ -13,7 +13,8 @@ from mmengine.utils import digit_version
 from torch._subclasses import FakeTensorMode
 
 from cropr_mm.models import windows
-from cropr_mm.models.pruning import RandomPruner, targets
+from cropr_mm.models.pruning import RandomPruner
+from cropr_mm.models.pruning.supervision import targets
 
 pytestmark = pytest.mark.skipif(
     digit_version(torch.__version__) < digit_version('2.8'),
@@ -111,7 +112,7 @@ def test_one_that_waits_is_found(monkeypatch, look):
 
 def test_one_that_waits_in_a_forward_pass_is_found(monkeypatch):
     score = RandomPruner.score
-    monkeypatch.setattr(RandomPruner, 'score', lambda self, x, *more: score(self, x, *more) * x.sum().item())
+    monkeypatch.setattr(RandomPruner, 'score', lambda self, x, *more: score(self, x, *more) * x.x.sum().item())
     with pytest.raises(Exception, match='_local_scalar_dense'):
         forward(PRUNERS['random'])
 

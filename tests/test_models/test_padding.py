@@ -51,7 +51,7 @@ def assert_padding_goes_first(data):
     pixels = data['inputs']
     model = small_vit(pruning=dict(pruner=dict(type='RandomPruner'), rate=3, round_to=1)).eval()
     order = []
-    model.prune_listeners.append(lambda module, block, kept, removed: order.append(removed))
+    model.prune_listeners.append(lambda block, kept, removed: order.append(removed))
     with torch.no_grad():
         model(pixels)
     rows, columns = model.grid_of(*pixels.shape[2:])

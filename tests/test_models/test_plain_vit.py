@@ -191,7 +191,7 @@ def test_drop_path_grows_and_spares_the_fusing_block(pruning, last):
 def test_it_builds_from_the_root_registry():
     pruning = ConfigDict(pruner=dict(type='RandomPruner'), rate=0.09)
     model = MODELS.build(ConfigDict(type='CroprViT', arch='vit-tiny', img_size=64, pruning=pruning))
-    assert model.embed_dims == 192 and model.depth == 12 and isinstance(model.pruners[0], RandomPruner)
+    assert model.embed_dims == 192 and model.depth == 12 and isinstance(model.pruners['0'], RandomPruner)
 
 
 @pytest.mark.parametrize('out_indices', [(0, 4), (-5, -1), [0, -1]])
@@ -369,12 +369,14 @@ def test_pruning_needs_the_blocks_that_it_is_for(pruning, words):
         small_vit(out_indices=-2, pruning=dict(pruner=cropr(), **pruning))
 
 
-@pytest.mark.parametrize('answer', [lambda index: index[:, :-1].float(), lambda index: 0.5, lambda index: index[0]])
+@pytest.mark.parametrize(
+    'answer', [lambda position: position[:, :-1].float(), lambda position: 0.5, lambda position: position[0]]
+)
 def test_scores_of_another_shape_are_named(answer):
     class Own(RandomPruner):
-        def score(self, patch_tokens, index, grid, class_attention=None):
-            return answer(index)
+        def score(self, tokens, context):
+            return answer(tokens.position)
 
     model = small_vit(pruning=dict(pruner=dict(type=Own), rate=8))
-    with pytest.raises(ValueError, match=r'Own.score returned .*; one score per patch token, \(B, N\) = \(2, 36\), is'):
+    with pytest.raises(ValueError, match=r'Own.score returned .*; one score per patch token, \(B, M\) = \(2, 36\), is'):
         model(torch.randn(2, 3, 24, 24))

@@ -1,4 +1,4 @@
-"""The checkpoint that ships with the package: loads as any published one, and has learnt what it is there for."""
+"""The checkpoint that ships with the package: loads as any published one, and has learned what it is there for."""
 
 import numpy as np
 import torch

@@ -18,7 +18,7 @@ def test_report(run_tool, tmp_path, capsys):
     assert variants['cropr']['tokens_per_block'][-2:] == [8, 17]
     assert variants['cropr']['gflops'] < variants['dense']['gflops']
     said = capsys.readouterr().out
-    assert 'dense: 17 17' in said and 'cropr, random: 17 16' in said and 'scoring' in said
+    assert 'dense: 17 17' in said and 'cropr, random: 17 16' in said and 'pruning' in said
     assert (tmp_path / 'speed.png').stat().st_size > 1000
 
 
@@ -30,26 +30,27 @@ def test_without_rounds_operations_are_counted_alone(run_tool, tmp_path, capsys)
 
 
 def test_the_beginning_of_the_curriculum_computes_what_the_dense_model_does(run_tool, tmp_path):
-    options = ['--train', '--progress', '0', '--selectors', 'dense', 'random']
+    options = ['--train', '--progress', '0', '--variants', 'dense', 'random']
     run_tool('benchmark', *SMALL, *options, '--json', tmp_path / 'speed.json')
     variants = json.loads((tmp_path / 'speed.json').read_text())['variants']
     for figure in ('gflops', 'tokens_per_block', 'tokens_pruned_ratio'):
         assert variants['random'][figure] == variants['dense'][figure]
 
 
-@pytest.mark.parametrize('name', ['fcn', 'mask-rcnn'])
-@pytest.mark.parametrize('options', [['--whole-model'], ['--whole-model', '--train'], []])
+@pytest.mark.parametrize(
+    'name, options', [('fcn', ['--whole-model', '--train']), ('mask-rcnn', ['--whole-model', '--train']), ('fcn', [])]
+)
 def test_config(run_tool, tmp_path, name, options):
+    """Whole models at inference: what the demo types, in test_pipeline.py."""
     pytest.importorskip('mmseg' if name == 'fcn' else 'mmdet')
     config = CONFIGS / f'{name}_cropr-vit_sample.py'
     classes = 9 if name == 'fcn' else 6
     run_tool('benchmark', '--config', config, '--batch-size', 1, '--rounds', 1, '--json', tmp_path / 'speed.json',
-             '--num-classes', classes, *options)  # fmt: skip
+             '--num-classes', classes, '--variants', 'cropr', 'random', *options)  # fmt: skip
     report = json.loads((tmp_path / 'speed.json').read_text())
     assert report['img_size'] == [96, 96] and report['training'] == ('--train' in options)
     assert report['variants']['random']['tokens_per_block'] == [145, 128, 104, 88, 64, 48, 24, 145]
-    parts = report['variants']['cropr'].get('milliseconds_of_parts', {})
-    assert ('head' in parts) == (options == ['--whole-model'])
+    assert ('milliseconds_of_parts' in report['variants']['cropr']) == ('--train' not in options)
 
 
 def test_settings_of_a_config_change_on_the_command_line(run_tool, tmp_path):
@@ -66,11 +67,11 @@ def test_settings_of_a_config_change_on_the_command_line(run_tool, tmp_path):
         (['--config', 'gone.py'], r"--config='gone.py': no such file"),
         (['--arch', 'vit-tinny'], r'vit-tinny.*vit-tiny'),
         (['--rate', '5'], r'pruning.rate=5'),
-        (['--rounds', '-1'], r'--rounds -1: 0 or more'),
-        (['--selectors', 'dense', 'best'], r'selector best; valid are dense, cropr'),
+        (['--rounds', '-1'], r'--rounds=-1; an integer of 0 or more'),
+        (['--variants', 'dense', 'best'], r'variant best; valid are dense, cropr'),
         (['--whole-model'], r'--whole-model: --config is needed'),
-        (['--progress', '0.5'], r'--progress 0.5: .* --train with it'),
-        (['--train', '--progress', '1.5'], r'--progress 1.5: 0 to 1'),
+        (['--progress', '0.5'], r'--progress=0.5: .*--train is expected'),
+        (['--train', '--progress', '1.5'], r'--progress=1.5; a number of 0 or more and at most 1'),
         (['--cuda-graph'], r'--cuda-graph: needs --device cuda'),
     ],
 )

@@ -15,6 +15,7 @@ CONFIG = ROOT / 'configs' / 'sample_cls' / 'linear_cropr-vit_crops.py'
 
 @pytest.mark.slow
 def test_train_test_sweep_and_deploy(run_tool, tmp_path, monkeypatch):
+    """All tools on the third library, whose configs and metrics have another form."""
     import_mmpretrain()
     monkeypatch.chdir(tmp_path)
     few = few_iterations(2, extra=[f'{key}_dataloader.dataset.count=6' for key in ('train', 'val', 'test')])

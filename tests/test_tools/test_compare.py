@@ -6,7 +6,7 @@ import runpy
 import pytest
 from mmengine.config import Config, DictAction
 
-from cropr_mm.cli.launch import build_model
+from cropr_mm.cli.model import build_model
 
 from .conftest import ROOT
 
@@ -22,7 +22,7 @@ def test_the_table_by_hand():
     runs = [('dense', 80, None), ('oracle', 70, 1.0), ('random', 50, 0.2), ('cropr', 65, 0.9)]
     results = [result(m, seed, value + seed, kept) for m, value, kept in runs for seed in (0, 2, 1)]
     assert compare['table']('seg', results).splitlines() == [
-        '| selection | mIoU | headroom recovered | objects kept | background kept |',
+        '| pruner | mIoU | headroom recovered | objects kept | background kept |',
         '| --- | --- | --- | --- | --- |',
         '| dense | 81.0 (80.0–82.0) | 150 % | 100 % | 100 % |',
         '| oracle | 71.0 (70.0–72.0) | 100 % | 100 % | 50 % |',
@@ -61,7 +61,7 @@ def test_cheaper_auxiliary_sides_change_what_they_are_named_for(method, data_fol
     cfg, model = build_variant('seg', method)
     assert cfg.model.backbone.pruning.get('aux_share', 1) == (0.5 if method.endswith('half') else 1)
     queries = {'cropr-half': 1, 'cropr-patch-stride2': 36, 'cropr-patch-stride4': 9}.get(method, 144)
-    assert len(model.backbone.pruners[0].queries) == queries
+    assert len(next(model.backbone.pruners.children()).queries) == queries
 
 
 @pytest.mark.parametrize('task', ['seg', 'det'])

@@ -7,14 +7,15 @@ from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS
 
 from cropr_mm import CroprHook, CroprPruner
-from cropr_mm.cli.launch import build_model
+from cropr_mm.benchmark.flops import tokens_per_block
+from cropr_mm.cli.model import build_model
 
 from .conftest import CONFIGS, ROOT
 
 NAMES = sorted(file.stem for file in CONFIGS.glob('*.py'))
 
 
-def test_all_selectors_have_a_config():
+def test_all_pruners_have_a_config():
     assert {name.split('_')[1].replace('-vit', '') for name in NAMES} == {
         'dense', 'oracle', 'random', 'variance', 'attention', 'nonsalient',
         'cropr', 'cropr-multilabel', 'cropr-patch', 'cropr-retrofit'}  # fmt: skip
@@ -26,10 +27,15 @@ def test_configs_are_short(file):
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_trains_and_predicts(name, data_folder):
+def test_starts_from_the_package_keeps_24_tokens_trains_and_predicts(name, data_folder):
+    """One build for all of it: building is most of the time."""
     pytest.importorskip('mmseg' if name.startswith('fcn') else 'mmdet')
     cfg = Config.fromfile(str(CONFIGS / f'{name}.py'))
+    settings = cfg.model.backbone.init_cfg
+    assert settings.type == 'Pretrained' and settings.checkpoint.startswith(str(ROOT / 'cropr_mm'))
     model = build_model(cfg)
+    tokens = tokens_per_block(model.backbone, 96, 96)
+    assert tokens == [145] * 8 if 'dense' in name else tokens[6:] == [24, 145]
     batches = {}
     for loader in ('train_dataloader', 'test_dataloader'):
         dataset = DATASETS.build(cfg[loader].dataset)
@@ -54,20 +60,3 @@ def test_trains_and_predicts(name, data_folder):
         assert results[0].seg_logits.data.shape[0] == 9
     else:
         assert results[0].pred_instances.masks.shape[1:] == (96, 96)
-
-
-@pytest.mark.parametrize('name', NAMES)
-def test_starts_from_the_weights_in_the_package(name, data_folder):
-    cfg = Config.fromfile(str(CONFIGS / f'{name}.py'))
-    settings = cfg.model.backbone.init_cfg
-    assert settings.type == 'Pretrained'
-    assert settings.checkpoint.startswith(str(ROOT / 'cropr_mm'))
-
-
-def test_pruned_configs_keep_24_of_144_tokens():
-    from cropr_mm.benchmark.flops import tokens_per_block
-
-    for name in NAMES:
-        backbone = build_model(Config.fromfile(str(CONFIGS / f'{name}.py'))).backbone
-        tokens = tokens_per_block(backbone, 96, 96)
-        assert tokens == [145] * 8 if 'dense' in name else tokens[6:] == [24, 145]

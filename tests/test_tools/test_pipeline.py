@@ -1,22 +1,44 @@
-"""Train, test, look: the tools one after the other, on both libraries, and the demo that does all of it."""
+"""Train, time, draw (as the demo does), test, look: the tools one after the other, on both libraries."""
 
 import json
 import pickle
+import shlex
+import shutil
+import subprocess
 
 import pytest
 
-from .conftest import CONFIGS, few_iterations
+from .conftest import CONFIGS, ROOT, few_iterations
 
-CASES = {'mmseg': 'fcn_cropr-vit_sample', 'mmdet': 'mask-rcnn_cropr-vit_sample'}
+CASES = {'mmseg': ('demo', 'fcn_cropr-vit_sample'), 'mmdet': ('demo-det', 'mask-rcnn_cropr-vit_sample')}
+
+
+def commands(target):
+    """Tool and arguments of each command of a target of the Makefile."""
+    command = ['make', '-n', '--no-print-directory', '-C', str(ROOT), target, 'PY=python']
+    lines = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
+    calls = [line.replace('$(cat ', '').replace('last_checkpoint)', 'iter_2.pth') for line in lines]
+    words = [shlex.split(call) for call in calls if call.startswith('python tools/')]
+    return {word[1].split('/')[-1].split('.')[0]: word[2:] for word in words}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('library', CASES)
+@pytest.mark.skipif(not shutil.which('make'), reason='reads the commands of the Makefile')
 def test_from_training_to_pictures(library, data_folder, run_tool, capsys):
+    """What `make demo` types works, cut to two iterations, and so do the other tools on its checkpoint."""
     pytest.importorskip(library)
-    config, options = CONFIGS / f'{CASES[library]}.py', few_iterations(2)
-    run_tool('train', config, '--work-dir', 'run', *options)
-    checkpoint = data_folder / 'run' / 'iter_2.pth'
+    target, name = CASES[library]
+    config, options = CONFIGS / f'{name}.py', few_iterations(2)
+    demo = commands(target)
+    assert list(demo) == ['make_sample_data', 'train', 'benchmark', 'visualize_tokens']
+    (data_folder / 'configs').symlink_to(ROOT / 'configs')
+    run_tool('train', *demo['train'], *options)
+    run_tool('benchmark', *demo['benchmark'], '--rounds', 1, '--batch-size', 2)
+    said = capsys.readouterr().out
+    assert 'images/s' in said and 'dense' in said and 'head' in said and '145 128 104 88 64 48 24 145' in said
+    run_tool('visualize_tokens', *demo['visualize_tokens'], *options)
+    checkpoint = data_folder / 'work_dirs' / target / 'iter_2.pth'
     assert checkpoint.is_file()
 
     out = 'predictions' if library == 'mmseg' else 'predictions.pkl'
@@ -38,13 +60,12 @@ def test_from_training_to_pictures(library, data_folder, run_tool, capsys):
     tokens = routing['object_tokens'], routing['background_tokens']
     assert sum(tokens) == 6 * 144
     kept = sum(share * count for share, count in zip((routing['object'][-2], routing['background'][-2]), tokens))
-    assert kept == pytest.approx(6 * 23)  # 24 tokens, one of which is the class token
+    assert kept == pytest.approx(6 * 23)  # 24 tokens, one of which is [CLS]
 
-    run_tool('visualize_tokens', config, checkpoint, '--out', 'tokens.png', '--indices', 0, 5, *options)
     image = next((data_folder / 'data' / 'sample' / 'images' / 'validation').iterdir())
     run_tool('visualize_tokens', config, checkpoint, '--out', 'photo.png', '--image', image, *options)
-    for name in ('tokens.png', 'photo.png'):
-        assert (data_folder / name).read_bytes().startswith(b'\x89PNG')
+    for picture in (checkpoint.with_name('tokens.png'), data_folder / 'photo.png'):
+        assert picture.read_bytes().startswith(b'\x89PNG')
     (data_folder / 'notes.md').write_text('no image')
     for file, words in (
         ('notes.md', r"'notes.md': no image that can be read \("),
@@ -56,24 +77,3 @@ def test_from_training_to_pictures(library, data_folder, run_tool, capsys):
     with pytest.raises(SystemExit, match=r'--indices 6: the test set has images 0 to 5'):
         run_tool('visualize_tokens', config, checkpoint, '--indices', 6, *options)
     capsys.readouterr()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('task, scores', [('seg', ['miou']), ('det', ['bbox_map', 'segm_map'])])
-def test_demo(task, scores, sample_data, tmp_path, run_tool, monkeypatch, capsys):
-    pytest.importorskip('mmseg' if task == 'seg' else 'mmdet')
-    monkeypatch.chdir(tmp_path)
-    arguments = [task, '--data-root', sample_data, '--work-dir', 'out', '--rounds', 2, '--pictures', 1]
-    for _ in range(2 if task == 'seg' else 1):  # a second demo replaces the first
-        run_tool('demo', *arguments, *few_iterations(2))
-    summary = json.loads((tmp_path / 'out' / 'summary.json').read_text())
-    for key in scores:
-        assert 0 <= summary[key] <= 100
-    assert summary['tokens_per_block'] == [145, 128, 104, 88, 64, 48, 24, 145]
-    assert summary['tokens_pruned_ratio'] == pytest.approx(121 / 145)
-    for key in ('images_per_second', 'images_per_second_dense', 'speedup'):
-        assert summary[key] > 0
-    assert len(summary['pictures']) == 2
-    for picture in summary['pictures']:
-        assert (tmp_path / 'out' / 'pictures' / picture.rsplit('/', 1)[1]).is_file()
-    assert f'{summary["speedup"]:.2f}×' in capsys.readouterr().out

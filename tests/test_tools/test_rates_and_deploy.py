@@ -8,7 +8,7 @@ import torch
 from mmengine.config import Config
 
 from cropr_mm.benchmark.flops import pruned_ratio
-from cropr_mm.cli.launch import build_model
+from cropr_mm.cli.model import build_model
 
 from .conftest import CONFIGS
 
@@ -75,6 +75,7 @@ def test_a_checkpoint_is_evaluated_at_other_rates(run_tool, data_folder, checkpo
 
 @pytest.mark.slow
 def test_detectors_are_swept_by_both_metrics(run_tool, data_folder):
+    """Two evaluations of a Mask R-CNN: the metrics of boxes and masks have other names than mIoU."""
     pytest.importorskip('mmdet')
     file = save_checkpoint(data_folder / 'det.pth', DET)
     run_tool('sweep_rates', DET, file, '--rates', 20, '--images', 1, '--rounds', 1, '--work-dir', 'work',
@@ -87,7 +88,7 @@ def test_detectors_are_swept_by_both_metrics(run_tool, data_folder):
 @pytest.mark.parametrize(
     'arguments, message',
     [
-        (['--rates', '8', '30'], r'pruning.rate=30 leaves -6 of 144 tokens behind block 4; at most 23'),
+        (['--rates', '8', '30'], r'pruning.rate=30 leaves -6 of 144 tokens after block 4; at most 23'),
         (['--rates', 'many'], r"rate 'many': a number of tokens"),
         (['--rates', '8', '--rounds', '0'], r'rounds=0'),
         (['--rates', '8', '--images', '0'], r'--images=0'),
@@ -117,26 +118,29 @@ def test_a_sweep_needs_a_checkpoint_of_the_config(run_tool, data_folder, checkpo
 # --- deployment -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
-def test_a_stripped_checkpoint_tests_like_the_one_it_is_made_from(run_tool, data_folder, checkpoint, suffix, capsys):
-    out = data_folder / 'out' / f'deployed{suffix}'
-    run_tool('deploy', CONFIG, checkpoint, out)
-    said = capsys.readouterr().out
+def test_a_stripped_checkpoint_tests_like_the_one_it_is_made_from(run_tool, data_folder, checkpoint, capsys):
     option = 'model.backbone.pruning.deploy=True'
-    assert option in said and str(out) in said
-    assert [path.name for path in out.parent.iterdir()] == [out.name]
     before = test_metrics(run_tool, data_folder / 'before', checkpoint)
-    after = test_metrics(run_tool, data_folder / 'after', out, option)
-    for name in ('mIoU', 'aAcc'):
-        assert after[name] == pytest.approx(before[name], rel=1e-4)
-    if suffix == '.pth':
-        content = torch.load(out)
-        assert set(content) == {'meta', 'state_dict'} and content['meta']['iter'] == 2
-        assert 'experiment_name' not in content['meta']
-        assert Config.fromstring(content['meta']['cfg'], '.py').model.backbone.pruning.deploy is True
-        dense = build_model(Config.fromfile(str(CONFIGS / 'fcn_dense-vit_sample.py')))
-        weights = sum(v.numel() * v.element_size() for v in dense.state_dict().values())
-        assert weights < out.stat().st_size < weights * 1.02 < checkpoint.stat().st_size / 2
+    for suffix in ('.pth', '.safetensors'):
+        out = data_folder / suffix / f'deployed{suffix}'
+        run_tool('deploy', CONFIG, checkpoint, out)
+        said = capsys.readouterr().out
+        assert option in said and str(out) in said
+        assert [path.name for path in out.parent.iterdir()] == [out.name]
+        after = test_metrics(run_tool, data_folder / f'after{suffix}', out, option)
+        for name in ('mIoU', 'aAcc'):
+            assert after[name] == pytest.approx(before[name], rel=1e-4)
+
+
+def test_a_stripped_checkpoint_holds_little_more_than_a_dense_one(run_tool, data_folder, checkpoint):
+    run_tool('deploy', CONFIG, checkpoint, 'deployed.pth')
+    content, size = torch.load('deployed.pth'), (data_folder / 'deployed.pth').stat().st_size
+    assert set(content) == {'meta', 'state_dict'} and content['meta']['iter'] == 2
+    assert 'experiment_name' not in content['meta']
+    assert Config.fromstring(content['meta']['cfg'], '.py').model.backbone.pruning.deploy is True
+    dense = build_model(Config.fromfile(str(CONFIGS / 'fcn_dense-vit_sample.py')))
+    weights = sum(v.numel() * v.element_size() for v in dense.state_dict().values())
+    assert weights < size < weights * 1.02 < checkpoint.stat().st_size / 2
 
 
 def test_what_is_wrong_with_a_deployment_is_said_in_one_line(run_tool, data_folder, checkpoint):

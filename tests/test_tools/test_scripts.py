@@ -1,5 +1,6 @@
-"""The shell scripts hand on what they are given. Slurm itself is not here; a stand-in for srun prints its arguments."""
+"""Every tool says what it does; shell scripts pass on their arguments (a stand-in for srun prints them)."""
 
+import json
 import os
 import subprocess
 
@@ -39,3 +40,19 @@ def test_too_few_arguments_are_answered_with_the_usage(script, arguments):
     run = subprocess.run([str(ROOT / 'tools' / f'{script}.sh'), *['x'] * arguments], capture_output=True, text=True)
     assert run.returncode == 2
     assert f'tools/{script}.sh' in run.stderr
+
+
+@pytest.mark.parametrize('tool', sorted(file.stem for file in (ROOT / 'tools').glob('*.py')))
+def test_every_tool_says_what_it_does(tool, run_tool, capsys):
+    with pytest.raises(SystemExit) as end:
+        run_tool(tool, '--help')
+    assert end.value.code == 0 and f'usage: {tool}.py' in capsys.readouterr().out
+
+
+def test_curves_of_cost_are_drawn_and_written(run_tool, tmp_path):
+    run_tool('cost_curves', '--arch', 'vit-tiny', '--sizes', 64, 96, '--batches', 1, '--rates', 0.05, '--rounds', 1,
+             '--json', tmp_path / 'curves.json', '--plot', tmp_path / 'curves.png')  # fmt: skip
+    curves = json.loads((tmp_path / 'curves.json').read_text())
+    assert [point['size'] for point in curves['size']] == [64, 96] and curves['threads'] >= 1
+    assert curves['size'][0] == curves['batch'][0] == curves['rate'][0]
+    assert (tmp_path / 'curves.png').read_bytes().startswith(b'\x89PNG')

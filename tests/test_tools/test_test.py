@@ -6,7 +6,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from cropr_mm.cli.launch import build_model
+from cropr_mm.cli.model import build_model
 
 from .conftest import CONFIGS
 from .test_rates_and_deploy import QUICK

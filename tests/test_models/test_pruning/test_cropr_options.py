@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from helpers import cropr, det_sample, liven, small_vit
 
-from cropr_mm import CroprPruner
+from cropr_mm import Context, CroprPruner, Tokens
 
 GRID, DIM, PREFIX, CLASSES = (3, 4), 8, 1, 3
 OPTIONS = [
@@ -55,14 +55,14 @@ def test_scores_and_prediction(options):
     pruner, x = build(**options), torch.randn(2, PREFIX + 12, DIM, dtype=torch.float64)
     index = torch.arange(12).expand(2, -1)
     scores, prediction = reference(pruner, x, **options)
-    torch.testing.assert_close(pruner.predict(x, index), prediction)
+    torch.testing.assert_close(pruner.predict(Tokens(x, index)), prediction)
     # What every token has in common (key bias, norm bias) is left out of the score: it ranks nothing.
-    ours = pruner.score(x[:, PREFIX:], index, GRID).double()
+    ours = pruner.score(Tokens(x[:, PREFIX:], index), Context(GRID)).double()
     torch.testing.assert_close(
         ours - ours.mean(1, keepdim=True), scores - scores.mean(1, keepdim=True), rtol=1e-4, atol=1e-4
     )
     pruner.switch_to_deploy()
-    torch.testing.assert_close(pruner.score(x[:, PREFIX:], index, GRID).double(), ours)
+    torch.testing.assert_close(pruner.score(Tokens(x[:, PREFIX:], index), Context(GRID)).double(), ours)
     assert [name for name, _ in pruner.named_parameters()] == ['queries'] and pruner.queries.shape == (1, DIM)
 
 
@@ -92,7 +92,7 @@ def test_reverse_keeps_what_the_scorer_thinks_least_of():
     reverse.load_state_dict(upright.state_dict())
     kept = []
     for model in (upright, reverse):
-        model.prune_listeners.append(lambda module, block, stay, leave: kept.append(set(stay[0].tolist())))
+        model.prune_listeners.append(lambda block, stay, leave: kept.append(set(stay[0].tolist())))
         model(torch.randn(1, 3, 24, 24, generator=torch.Generator().manual_seed(0)))
     best, worst = kept[0], kept[3]  # module 0 of both, before their ways part
     assert len(best) == len(worst) == 28 and set(range(36)) - best <= worst

@@ -7,7 +7,7 @@ import torch
 from helpers import liven, seg_sample, small_vit
 from mmengine.structures import BaseDataElement, InstanceData
 
-from cropr_mm import CroprPruner, DifficultyPruner
+from cropr_mm import Context, CroprPruner, DifficultyPruner, Tokens
 from cropr_mm.models.pruning.difficulty import TokenPrediction
 
 GRID, DIM, PREFIX, CLASSES, PATCH = (3, 4), 8, 1, 3, 4
@@ -67,7 +67,7 @@ def case():
 def test_loss_and_gradients(case):
     pruner, x, index, samples, weights, expected = case
     x.requires_grad_()
-    loss = pruner.aux_loss(pruner.predict(x, index), samples, GRID)
+    loss = pruner.aux_loss(pruner.predict(Tokens(x, index)), samples, GRID)
     torch.testing.assert_close(loss.double(), expected)
     loss.backward()
     expected.backward()
@@ -79,9 +79,11 @@ def test_loss_and_gradients(case):
 
 def test_the_scores_that_learn_are_those_that_select(case):
     pruner, x, index, *_ = case
-    scores = pruner.predict(x, index).scores
-    torch.testing.assert_close(scores, pruner.score(x[:, PREFIX:], index, GRID))
-    torch.testing.assert_close(pruner.predict(x[:, PREFIX:], index).scores, scores)  # a model without a class token
+    scores = pruner.predict(Tokens(x, index)).scores
+    torch.testing.assert_close(scores, pruner.score(Tokens(x[:, PREFIX:], index), Context(GRID)))
+    torch.testing.assert_close(
+        pruner.predict(Tokens(x[:, PREFIX:], index)).scores, scores
+    )  # a model without a class token
 
 
 def test_attention_that_follows_the_difficulty_is_the_optimum(case):
@@ -105,11 +107,11 @@ def test_the_scorer_finds_the_tokens_that_a_linear_layer_cannot_name():
         classes[torch.rand(8, 12) < 0.6] = 0
         x, samples = tokens_of(classes)
         optimizer.zero_grad()
-        pruner.aux_loss(pruner.predict(x, torch.arange(12).expand(8, -1)), samples, GRID).backward()
+        pruner.aux_loss(pruner.predict(Tokens(x, torch.arange(12).expand(8, -1))), samples, GRID).backward()
         optimizer.step()
     classes = torch.tensor([[0, 0, 1, 0, 2, 0, 0, 0, 1, 0, 0, 2]])
     x, _ = tokens_of(classes)
-    order = pruner.score(x, torch.arange(12)[None], GRID).argsort(descending=True)[0]
+    order = pruner.score(Tokens(x, torch.arange(12)[None]), Context(GRID)).argsort(descending=True)[0]
     assert set(order[:4].tolist()) == {2, 4, 8, 11}
 
 
@@ -141,7 +143,7 @@ ALL_IGNORED = seg_sample(torch.full((12, 16), 255))
 def test_all_ignored_labels_give_no_loss_and_no_gradient():
     pruner = build()
     loss = pruner.aux_loss(
-        pruner.predict(torch.randn(2, 12, DIM), torch.arange(12).expand(2, -1)), [ALL_IGNORED] * 2, GRID
+        pruner.predict(Tokens(torch.randn(2, 12, DIM), torch.arange(12).expand(2, -1))), [ALL_IGNORED] * 2, GRID
     )
     loss.backward()
     assert loss.item() == 0 and all(p.grad.abs().max() == 0 for p in pruner.parameters())
@@ -149,16 +151,16 @@ def test_all_ignored_labels_give_no_loss_and_no_gradient():
 
 def test_an_ignored_sample_does_not_dilute_the_others(case):
     pruner, x, index, samples, *_ = case
-    together = pruner.aux_loss(pruner.predict(x, index), [samples[0], ALL_IGNORED], GRID)
-    alone = pruner.aux_loss(pruner.predict(x[:1], index[:1]), samples[:1], GRID)
+    together = pruner.aux_loss(pruner.predict(Tokens(x, index)), [samples[0], ALL_IGNORED], GRID)
+    alone = pruner.aux_loss(pruner.predict(Tokens(x[:1], index[:1])), samples[:1], GRID)
     torch.testing.assert_close(together, alone)
 
 
 def test_scores_and_loss_are_float32_under_autocast(case):
     pruner, x, index, samples, *_ = case
-    exact = pruner.predict(x, index).scores
+    exact = pruner.predict(Tokens(x, index)).scores
     with torch.autocast('cpu', dtype=torch.bfloat16):
-        prediction = pruner.predict(x, index)
+        prediction = pruner.predict(Tokens(x, index))
         assert prediction.logits.dtype == torch.bfloat16 and torch.equal(prediction.scores, exact)
         assert pruner.aux_loss(prediction, samples, GRID).dtype == torch.float32
 
@@ -181,7 +183,7 @@ def test_in_a_model_each_module_learns_from_the_tokens_that_reach_it(family):
         for label in labels
     ]
     for i, x, index in seen:
-        w = {k: p.detach().double() for k, p in model.pruners[i].named_parameters()}
+        w = {k: p.detach().double() for k, p in model.pruners[str(i)].named_parameters()}
         terms = [reference(w, s[1:].double(), at, h) for s, at, h in zip(x, index, grid_shares)]
         expected = sum(c for c, _ in terms) / index.numel() + sum(a for _, a in terms) / 2
         torch.testing.assert_close(losses[f'aux.{i}'].double(), expected, rtol=1e-4, atol=1e-5)
@@ -196,23 +198,23 @@ def test_at_inference_it_is_one_vector():
     before = model(images)[0].to_dense()
     model.switch_to_deploy()
     torch.testing.assert_close(model(images)[0].to_dense(), before)
-    assert {name: tuple(p.shape) for name, p in model.pruners[0].named_parameters()} == {'queries': (1, 16)}
+    assert {name: tuple(p.shape) for name, p in model.pruners['0'].named_parameters()} == {'queries': (1, 16)}
     stripped = small_vit(pruning=dict(pruner=PRUNER, rate=8, deploy=True)).eval()
     stripped.load_state_dict(model.state_dict())
     assert torch.equal(stripped(images)[0].to_dense(), model(images)[0].to_dense())
     cropr = CroprPruner(16, (6, 6), 4, dict(type='MultiLabelAuxHead', num_classes=3), deploy=True)
-    cropr.load_state_dict(model.pruners[0].state_dict())  # the published scorer takes the same vector
+    cropr.load_state_dict(model.pruners['0'].state_dict())  # the published scorer takes the same vector
 
 
 def test_reverse_keeps_the_easy_ones(case):
     pruner, x, index, *_ = case
     other = build(reverse=True)
     other.load_state_dict(pruner.state_dict())
-    assert torch.equal(other.score(x, index, GRID), -pruner.score(x, index, GRID))
+    assert torch.equal(other.score(Tokens(x, index), Context(GRID)), -pruner.score(Tokens(x, index), Context(GRID)))
 
 
 def test_its_head_says_which_pruner_it_belongs_to():
     pruner = CroprPruner(DIM, GRID, PATCH, dict(type='TokenClassAuxHead', num_classes=CLASSES))
-    prediction = pruner.predict(torch.randn(2, 13, DIM), torch.arange(12).expand(2, -1))
+    prediction = pruner.predict(Tokens(torch.randn(2, 13, DIM), torch.arange(12).expand(2, -1)))
     with pytest.raises(TypeError, match=r"pruning\.pruner\.type='DifficultyPruner'"):
         pruner.aux_loss(prediction, [ALL_IGNORED] * 2, GRID)

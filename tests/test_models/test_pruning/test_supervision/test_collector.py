@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import cropr, seg_sample, small_vit
 
-from cropr_mm.models.pruning.supervision.collector import Auxiliary
+from cropr_mm.models.pruning.supervision.collector import AuxCollector
 
 SAMPLES = [seg_sample(torch.randint(3, (24, 24))) for _ in range(2)]
 
@@ -51,7 +51,7 @@ def test_recomputing_stores_less():
     assert stored_bytes(aux_recompute=True) < 0.5 * stored_bytes()
 
 
-def test_a_share_of_the_modules_learns_and_the_others_get_gradients_of_zero():
+def test_a_share_of_the_pruners_learns_and_the_others_get_gradients_of_zero():
     full, _, _ = gradients()
     seen = set()
     for seed in range(12):
@@ -65,28 +65,28 @@ def test_a_share_of_the_modules_learns_and_the_others_get_gradients_of_zero():
     assert seen == {0, 1, 2}
 
 
-def test_the_expected_loss_is_that_of_all_modules():
+def test_the_expected_loss_is_that_of_all_pruners():
     full, _, _ = gradients()
     totals = [gradients(seed, aux_share=0.67)[0]['loss_aux'].item() for seed in range(60)]
     assert sum(totals) / 60 == pytest.approx(full['loss_aux'].item(), rel=0.05)
 
 
 @pytest.mark.parametrize('share, kept', [(1.0, 3), (0.34, 1)])
-def test_tokens_are_kept_for_the_modules_that_learn_and_until_their_loss(monkeypatch, share, kept):
+def test_tokens_are_kept_for_the_pruners_that_learn_and_until_their_loss(monkeypatch, share, kept):
     model = small_vit(pruning=dict(pruner=cropr(), rate=8, aux_share=share)).train()
     tokens, alive = [], []
-    see, loss = Auxiliary.see, Auxiliary._loss
+    collect, loss = AuxCollector.collect, AuxCollector._loss
 
-    def watch(self, module, pruner, x, *others):
-        tokens.append(weakref.ref(x))
-        see(self, module, pruner, x, *others)
+    def watch(self, block, current, grid):
+        tokens.append(weakref.ref(current.x))
+        collect(self, block, current, grid)
 
-    def count(self, lesson, samples):
+    def count(self, *seen):
         alive.append(sum(t() is not None for t in tokens))
-        return loss(self, lesson, samples)
+        return loss(self, *seen)
 
-    monkeypatch.setattr(Auxiliary, 'see', watch)
-    monkeypatch.setattr(Auxiliary, '_loss', count)
+    monkeypatch.setattr(AuxCollector, 'collect', watch)
+    monkeypatch.setattr(AuxCollector, '_loss', count)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: None, lambda t: t):  # what gradients keep is not the matter
         model(torch.randn(1, 3, 24, 24))
         model.aux_losses(SAMPLES[:1])

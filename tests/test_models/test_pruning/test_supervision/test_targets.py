@@ -7,7 +7,7 @@ import torch
 from helpers import cropr, seg_sample, small_vit
 from mmengine.structures import BaseDataElement, InstanceData
 
-from cropr_mm.models.pruning import targets
+from cropr_mm.models.pruning.supervision import targets
 from cropr_mm.models.pruning.supervision.targets import (
     Batch,
     for_batch,

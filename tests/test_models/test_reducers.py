@@ -1,0 +1,138 @@
+"""The loop, SparseFeature and the necks take other ways to reduce tokens than pruning: merging, and early exit."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import small_vit
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mmengine.registry import MODELS
+from torch import nn
+
+from cropr_mm import BasePruner, BaseReducer, Removed, TokenPooling, TokenReinsertion
+from cropr_mm.tokens import rank, shared_positions
+
+# --- merging: bipartite soft matching as in ToMe (Bolya et al., arXiv 2210.09461, section 3) ------------------------
+
+
+@MODELS.register_module()
+class MergingReducer(BaseReducer):
+    """Merges ``count`` of every second patch token into the most similar of the others, by their mean."""
+
+    def forward(self, tokens, count, context):
+        patches, size = tokens.patches, tokens.size
+        if size is None:
+            size = torch.ones(tokens.position.shape, device=patches.device)
+        if count > patches.shape[1] // 2:
+            raise ValueError(f'MergingReducer: {count} of {patches.shape[1]} tokens; at most half can merge at once')
+        direction = F.normalize(patches.detach(), dim=-1)
+        similarity, nearest = (direction[:, 1::2] @ direction[:, ::2].transpose(1, 2)).max(dim=-1)
+        chosen = rank(similarity)[:, :count]
+        rows, owners = 2 * chosen + 1, 2 * nearest.gather(1, chosen)
+        sums = self.add(patches * size[..., None], rows, owners)
+        size = self.add(size[..., None], rows, owners)
+        kept = torch.ones_like(tokens.position).scatter(1, rows, 0).argsort(dim=1, descending=True, stable=True)
+        merged = tokens._replace(x=torch.cat([tokens.prefix, sums / size], dim=1), size=size[..., 0])
+        position = tokens.position
+        return merged.take(kept[:, :-count]), Removed(position.gather(1, rows), owner=position.gather(1, owners))
+
+    def add(self, x, rows, owners):
+        """Each owner plus the rows that merge into it."""
+        wide = (-1, -1, x.shape[-1])
+        return x.scatter_add(1, owners[..., None].expand(wide), x.gather(1, rows[..., None].expand(wide)))
+
+
+class Untouched(nn.Module):
+    def forward(self, x, rotary=None, windows=None):
+        return x
+
+
+grids = st.tuples(st.integers(2, 6), st.integers(2, 6))
+PLANS = [
+    dict(rate=0.1),
+    dict(target_ratio=0.5, round_to=1),
+    dict(keep={0: 0.6, 2: 0.4}, round_to=1),
+    dict(keep={1: 1.0}),
+]
+
+
+@settings(max_examples=60)
+@given(grids, st.sampled_from(PLANS), st.sampled_from(['last_layer', None]), st.booleans())
+def test_merged_positions_share_the_mean_of_what_was_merged(grid, plan, fusion, class_token):
+    """With blocks that do nothing, a token is the mean of the patch embeddings at its positions, over all merges."""
+    pruning = dict(pruner=dict(type='MergingReducer'), fusion=fusion, **plan)
+    model = small_vit(pruning=pruning, arch=dict(class_token=class_token), out_indices=range(5), final_norm=False)
+    for i in range(model.depth):
+        model.blocks[i] = Untouched()
+    images = torch.randn(2, 3, grid[0] * 4, grid[1] * 4)
+    embedded = model.embed(images)[0][:, int(class_token) :]
+    for level in model.double().eval()(images.double()):
+        shared = shared_positions(level.removed, grid[0] * grid[1])
+        dense = TokenReinsertion('zero')((level,))[0].flatten(2).transpose(1, 2)
+        for b in range(2):
+            groups = list(range(len(embedded[b]))) if shared is None else shared[b].tolist()
+            for position, group in enumerate(groups if level.removed else []):
+                members = [p for p, other in enumerate(groups) if other == group]
+                torch.testing.assert_close(dense[b, position].float(), embedded[b, members].mean(0))
+        torch.testing.assert_close(TokenPooling('avg')((level,))[0], dense.mean(1))
+
+
+@pytest.mark.parametrize('windows', [{}, dict(window_size=3, global_blocks=(1, 4))])
+@pytest.mark.parametrize('family', ['vit', 'eva02', 'dinov2', 'dinov3'])
+def test_a_merged_model_runs_and_trains(family, windows):
+    pruning = dict(pruner=dict(type='MergingReducer'), rate=6, fusion='last_layer')
+    model = small_vit(family, pruning, out_indices=(2, 4), **windows).train()
+    early, last = TokenReinsertion()(model(torch.randn(2, 3, 24, 24)))
+    assert early.shape == last.shape == (2, 16, 6, 6)
+    current = 36 - sum(model.counts((6, 6))[block] for block in (0, 1))  # when block 2 has run
+    assert [early[b].flatten(1).unique(dim=1).shape[1] for b in range(2)] == [current] * 2
+    last.square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for n, p in model.named_parameters() if 'norm' in n)
+
+
+# --- early exit: a token that leaves leaves a prediction, and no value comes back -------------------------------------
+
+
+@MODELS.register_module()
+class ExitingPruner(BasePruner):
+    """Tokens leave with the logits of a linear head, for good (as in DToP, Tang et al., ICCV 2023)."""
+
+    def __init__(self, embed_dim, num_classes, **shape):
+        super().__init__(embed_dim, **shape)
+        self.head = nn.Linear(embed_dim, num_classes)
+
+    def score(self, tokens, context):
+        return -self.head(tokens.patches).amax(dim=-1)  # the most certain leave
+
+    def forward(self, tokens, count, context):
+        tokens, removed = super().forward(tokens, count, context)
+        return tokens, removed._replace(prediction=self.head(removed.x))
+
+
+class Predictions(TokenReinsertion):
+    """A neck that gives the map and, as further channels, what was predicted for good."""
+
+    def forward(self, features):
+        maps = super().forward(features)
+        return tuple(torch.cat([m, self.predicted(f)], dim=1) for m, f in zip(maps, features))
+
+    def predicted(self, feature):
+        channels = feature.removed[0].prediction.shape[-1]
+        dense = feature.tokens.new_zeros(len(feature.tokens), feature.num_positions, channels)
+        for part in feature.removed:
+            dense = dense.scatter(1, part.position[..., None].expand(-1, -1, channels), part.prediction)
+        return dense.transpose(1, 2).unflatten(2, feature.grid)
+
+
+def test_early_exits_keep_their_predictions():
+    pruning = dict(pruner=dict(type='ExitingPruner', num_classes=3), rate=8, fusion=None)
+    model = small_vit(pruning=pruning, final_norm=False).eval()  # with it, removed values are those of the exit
+    features = model(torch.randn(2, 3, 24, 24))
+    (maps,) = Predictions()(features)
+    assert maps.shape == (2, 16 + 3, 6, 6)
+    predicted = torch.zeros(2, 36, 3)
+    for block, part in zip(model.schedule.blocks, features[0].removed):
+        logits = model.pruners[str(block)].head(part.x)
+        predicted.scatter_(1, part.position[..., None].expand(-1, -1, 3), logits)
+    torch.testing.assert_close(maps[:, 16:].flatten(2).transpose(1, 2), predicted)
+    assert ((predicted != 0).any(dim=-1).sum(dim=1) == features[0].num_held - features[0].tokens.shape[1]).all()
