@@ -183,7 +183,7 @@ def test_pruners_that_learn_no_classes_are_passed_over(pruner):
 @pytest.mark.parametrize('library, name', [('mmseg', 'fcn'), ('mmdet', 'mask-rcnn')])
 def test_models_of_the_sample_configs_have_nothing_to_say(library, name):
     pytest.importorskip(library)
-    from cropr_mm.cli.launch import build_model
+    from cropr_mm.cli.model import build_model
     from cropr_mm.utils.libraries import register_library
 
     from ..test_tools.conftest import CONFIGS

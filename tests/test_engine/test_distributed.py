@@ -12,7 +12,7 @@ from helpers import shards_on_a_cpu
 from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
 
-from cropr_mm.cli.launch import build_runner
+from cropr_mm.cli.run import build_runner
 from cropr_mm.engine import CroprFSDPStrategy
 from cropr_mm.utils.compat import remove_prefix
 
