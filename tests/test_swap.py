@@ -12,7 +12,7 @@ from mmengine.registry import MODELS, DefaultScope
 from test_isolation import BLOCK
 
 from cropr_mm import CroprViT, swap_backbone
-from cropr_mm.cli.launch import build_model
+from cropr_mm.cli.model import build_model
 from cropr_mm.engine.checks import ADAMW
 from cropr_mm.utils.checks import is_type
 
@@ -423,7 +423,7 @@ def test_one_library_is_enough(name, other):
     code = block + (
         'from mmengine.config import Config\n'
         'from cropr_mm import swap_backbone\n'
-        'from cropr_mm.cli.launch import build_model\n'
+        'from cropr_mm.cli.model import build_model\n'
         f'model = build_model(swap_backbone(Config.fromfile({str(path)!r}), {PRUNED!r}))\n'
         "print('done', type(model).__name__)\n"
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import textwrap
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Dict
 
 from mmengine.logging import MMLogger
 from torch import Tensor
@@ -20,6 +20,7 @@ from .names import shorten
 from .pruners import key_pruners_by_block
 from .rope import check_angles
 
+State = Dict[str, Tensor]
 _INIT_KEYS = ('type', 'checkpoint', 'prefix', 'map_location')
 
 
@@ -76,13 +77,13 @@ def load_init_cfg(model: Any, settings: Mapping[str, Any]) -> None:
     load_vit_weights(model, settings['checkpoint'], settings.get('prefix'))
 
 
-def _split(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _split(state: State) -> tuple[State, State]:
     """The weights of the dense model, and those of its pruners."""
     pruners = {name: value for name, value in state.items() if name.startswith('pruners.')}
     return {name: value for name, value in state.items() if name not in pruners}, pruners
 
 
-def _compare(state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: str, layout: str, model: Any) -> None:
+def _compare(state: State, own: State, path: str, layout: str, model: Any) -> None:
     missing = [name for name in own if name not in state]
     extra = [name for name in state if name not in own]
     shapes = [
@@ -100,7 +101,7 @@ def _compare(state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: str, 
         )
 
 
-def _hints(missing: list[str], extra: list[str], state: Mapping[str, Tensor]) -> list[str]:
+def _hints(missing: list[str], extra: list[str], state: State) -> list[str]:
     """Settings of the model with which weights would fit that do not."""
     hints = []
     if 'reg_token' in extra:

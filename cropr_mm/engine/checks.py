@@ -86,7 +86,7 @@ def arguments_of(kind: type) -> list[str] | None:
         if '__init__' not in vars(cls):
             continue
         parameters = inspect.signature(cls).parameters.values()
-        names += [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)] + names
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
         if not cls.__module__.startswith('cropr_mm.'):  # what it does with them is its own business
