@@ -51,9 +51,9 @@ docs: $(DOCS)/requirements.txt
 demo: CONFIG := configs/sample/fcn_cropr-vit_sample.py
 demo-det: CONFIG := configs/sample/mask-rcnn_cropr-vit_sample.py
 demo demo-det: data
-	$(PY) tools/train.py $(CONFIG) --work-dir work_dirs/$@
+	$(PY) tools/train.py $(CONFIG) --work-dir work_dirs/$@/train
 	$(PY) tools/benchmark.py --config $(CONFIG) --whole-model --variants dense cropr --batch-size 16
-	$(PY) tools/visualize_tokens.py $(CONFIG) $$(cat work_dirs/$@/last_checkpoint) --out work_dirs/$@/tokens.png
+	$(PY) tools/visualize_tokens.py $(CONFIG) $$(cat work_dirs/$@/train/last_checkpoint) --out work_dirs/$@/tokens.png
 
 data: setup
 	$(PY) tools/make_sample_data.py data/sample

@@ -121,7 +121,9 @@ def _hints(missing: list[str], extra: list[str], state: State) -> list[str]:
     return hints
 
 
-def _load(model: Any, state: State, pruners: State, own_pruners: State) -> str | None:
+def _load(
+    model: Any, state: Mapping[str, Tensor], pruners: Mapping[str, Tensor], own_pruners: Mapping[str, Tensor]
+) -> str | None:
     """Load weights that fit, with a file's pruners whole or the model's as they are; tell why the file's were not."""
     before = {name: value.clone() for name, value in own_pruners.items()}
     reason = None

@@ -91,7 +91,7 @@ def expected_of_pruners(backbone, classes):
         return 0
     dim, patches = backbone.embed_dims, math.prod(backbone.grid)
     norm, mlp = 2 * dim, 2 * 4 * dim * dim + 5 * dim
-    kind = type(next(backbone.pruners.children()).aux_head).__name__
+    kind = type(backbone.pruners['0'].aux_head).__name__
     each = {
         'TokenClassAuxHead': dim + norm + (dim + 1) * (classes + 1),  # one query, background as a class
         'PatchSegAuxHead': patches * dim + norm + mlp + norm + (dim + 1) * classes,

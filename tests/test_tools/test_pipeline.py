@@ -38,7 +38,7 @@ def test_from_training_to_pictures(library, data_folder, run_tool, capsys):
     said = capsys.readouterr().out
     assert 'images/s' in said and 'dense' in said and 'head' in said and '145 128 104 88 64 48 24 145' in said
     run_tool('visualize_tokens', *demo['visualize_tokens'], *options)
-    checkpoint = data_folder / 'work_dirs' / target / 'iter_2.pth'
+    checkpoint = data_folder / 'work_dirs' / target / 'train' / 'iter_2.pth'
     assert checkpoint.is_file()
 
     out = 'predictions' if library == 'mmseg' else 'predictions.pkl'
@@ -64,7 +64,7 @@ def test_from_training_to_pictures(library, data_folder, run_tool, capsys):
 
     image = next((data_folder / 'data' / 'sample' / 'images' / 'validation').iterdir())
     run_tool('visualize_tokens', config, checkpoint, '--out', 'photo.png', '--image', image, *options)
-    for picture in (checkpoint.with_name('tokens.png'), data_folder / 'photo.png'):
+    for picture in (checkpoint.parents[1] / 'tokens.png', data_folder / 'photo.png'):
         assert picture.read_bytes().startswith(b'\x89PNG')
     (data_folder / 'notes.md').write_text('no image')
     for file, words in (
