@@ -235,7 +235,7 @@ def test_both_go_to_the_log(start, caplog):
     ) == 2
 
 
-def test_the_arguments_of_a_backbone_are_those_of_its_base_classes_too():
+def test_the_arguments_of_a_backbone_are_known_unless_it_takes_any():
     class Fixed(CroprViT):
         def __init__(self, arch, img_size=32):
             super().__init__(arch, img_size)
