@@ -1,8 +1,8 @@
 """Tokens and the patch grid: the one place that permutes tokens, and the one that puts them on the grid.
 
 Three integers address tokens, and no others: a *position* is a place on the patch grid in raster order,
-``row * W + column``, of patch tokens alone; a *row* is a place in a tensor; a *window id*
-(:mod:`~cropr_mm.models.windows`) numbers the windows of the grid.
+``row * W + column``; a *row* is a place in a tensor; a *window id* (:mod:`~cropr_mm.models.windows`) numbers the
+windows of the grid.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 FILLS = ('exit', 'zero')
@@ -55,37 +56,44 @@ def take_flat_rows(x: Tensor, rows: Tensor) -> Tensor:
 
 
 class Tokens(NamedTuple):
-    """The current tokens of a batch, patch tokens in any order.
+    """The current tokens of a batch: P prefix tokens ([CLS] and register tokens), then M patch tokens in any order.
 
     Attributes:
-        x: (B, P + M, D), prefix tokens (class and register tokens) first.
-        position: (B, M) int64, the position of each patch token; no position twice. Prefix tokens have none.
-        size: (B, M) float32, how many positions each patch token stands for, or None: one each.
+        x: (B, P + M, D).
+        all_positions: (B, P + M) int64, none twice. Prefix tokens count on after the N patches of the grid: N … N + P - 1.
+        num_prefix: P.
+        size: (B, P + M) float32, how many positions each token stands for, or None: one each.
     """
 
     x: Tensor
-    position: Tensor
+    all_positions: Tensor
+    num_prefix: int = 0
     size: Tensor | None = None
-
-    @property
-    def num_prefix(self) -> int:
-        """P, the number of prefix tokens."""
-        return self.x.shape[1] - self.position.shape[1]
-
-    @property
-    def prefix(self) -> Tensor:
-        """(B, P, D)."""
-        return self.x[:, : self.num_prefix]
 
     @property
     def patches(self) -> Tensor:
         """(B, M, D)."""
         return self.x[:, self.num_prefix :]
 
+    @property
+    def position(self) -> Tensor:
+        """(B, M) int64, the position of each patch token."""
+        return self.all_positions[:, self.num_prefix :]
+
+    @property
+    def prefix(self) -> Tensor:
+        """(B, P, D)."""
+        return self.x[:, : self.num_prefix]
+
     def take(self, rows: Tensor) -> Tokens:
-        """The prefix tokens, and of the patch tokens those in ``rows`` (B, K)."""
-        size = None if self.size is None else self.size.gather(1, rows)
-        return Tokens(take_rows(self.x, with_prefix(rows, self.num_prefix)), self.position.gather(1, rows), size)
+        """The tokens in ``rows`` (B, K), the prefix first."""
+        return self.take_flat(flat_rows(rows, self.x.shape[1]))
+
+    def take_flat(self, rows: Tensor) -> Tokens:
+        """As :meth:`take`, for rows of the flattened batch."""
+        size = None if self.size is None else take_flat_rows(self.size, rows)
+        positions = take_flat_rows(self.all_positions, rows)
+        return Tokens(take_flat_rows(self.x, rows), positions, self.num_prefix, size)
 
 
 class Removed(NamedTuple):
@@ -105,14 +113,6 @@ class Removed(NamedTuple):
     x: Tensor | None = None
     owner: Tensor | None = None
     prediction: Tensor | None = None
-
-
-def with_prefix(rows: Tensor, num_prefix: int) -> Tensor:
-    """Rows (B, K) or (K,) of patch tokens → rows of all tokens, the prefix first."""
-    if not num_prefix:
-        return rows
-    prefix = torch.arange(num_prefix, device=rows.device).expand(*rows.shape[:-1], -1)
-    return torch.cat([prefix, rows + num_prefix], dim=-1)
 
 
 def rank(scores: Tensor) -> Tensor:
@@ -140,10 +140,12 @@ def split(tokens: Tokens, scores: Tensor, count: int) -> tuple[Tokens, Removed]:
         The kept tokens, in the order in which they were, so that neighbours in memory stay neighbours; and the
         pruned ones.
     """
-    ranked = rank(scores)
-    kept, pruned = ranked.split([ranked.shape[1] - count, count], dim=1)
-    x = take_rows(tokens.x, pruned + tokens.num_prefix)
-    return tokens.take(kept.sort(dim=1).values), Removed(tokens.position.gather(1, pruned), x)
+    # The prefix ranks first: nothing is above infinity, and ties keep their order.
+    ranked = rank(F.pad(scores, (tokens.num_prefix, 0), value=torch.inf) if tokens.num_prefix else scores)
+    total = ranked.shape[1]
+    kept, pruned = flat_rows(ranked, total).split([total - count, count], dim=1)
+    removed = tokens.take_flat(pruned.contiguous())
+    return tokens.take_flat(kept.sort(dim=1).values), Removed(removed.all_positions, removed.x)
 
 
 def restore(tokens: Tokens, removed: Sequence[Removed], order: Tensor) -> Tokens:
@@ -152,20 +154,19 @@ def restore(tokens: Tokens, removed: Sequence[Removed], order: Tensor) -> Tokens
     Args:
         tokens: the current tokens.
         removed: what left before, in the order in which it left; together they hold every position once.
-        order: (N,) int64, the positions in the order in which they shall lie.
+        order: (P + N,) int64, all positions in the order in which they shall lie, those of the prefix first.
 
     Returns:
-        Tokens with N patch tokens, in that order in every sample.
+        P + N tokens, in that order in every sample.
     """
     x, row = _rows_by_position(tokens, removed, len(order))
-    rows = with_prefix(row.index_select(1, order), tokens.num_prefix)
-    return Tokens(take_rows(x, rows), order.expand(len(x), -1))
+    return Tokens(take_rows(x, row.index_select(1, order)), order.expand(len(x), -1), tokens.num_prefix)
 
 
 def _rows_by_position(tokens: Tokens, removed: Sequence[Removed], positions: int) -> tuple[Tensor, Tensor]:
-    """Current and pruned tokens in one tensor (prefix first), and the row (B, N) of each position among its patches."""
+    """Current and pruned tokens in one tensor, and the row of each position in it (B, positions)."""
     own = [(part.x, part.position) for part in removed if part.x is not None]
-    x, position = tokens.x, tokens.position
+    x, position = tokens.x, tokens.all_positions
     if own:
         x = torch.cat([x, *(values for values, _ in own)], dim=1)
         position = torch.cat([position, *(where for _, where in own)], dim=1)
@@ -176,7 +177,7 @@ def _rows_by_position(tokens: Tokens, removed: Sequence[Removed], positions: int
 
 
 def shared_positions(removed: Sequence[Removed], positions: int) -> Tensor | None:
-    """(B, N) int64: the position whose token stands for each position, itself unless merged; None without merging."""
+    """(B, positions) int64: where the token that stands for each position is, there unless merged; None if none is."""
     shared = None
     for position, owner in reversed([(part.position, part.owner) for part in removed]):
         if owner is None:

@@ -247,8 +247,8 @@ class PlainViT(BaseModule):
             seen.append(observe(q, k, tokens.num_prefix))
 
         windowed = self.window_size is not None and block not in self.global_blocks
-        windows = positions.windows(tokens.position) if windowed else None
-        inputs = (tokens.x, positions.rotary(tokens.position, windowed), windows)
+        windows = positions.windows(tokens) if windowed else None
+        inputs = (tokens.x, positions.rotary(tokens, windowed), windows)
         arguments = inputs if observe is None else (*inputs, watch)
         if self.with_cp and self.training and torch.is_grad_enabled():
             x = checkpoint(self.blocks[block], *arguments, use_reentrant=False)
