@@ -5,7 +5,7 @@ Importing the package registers everything in mmengine's root registries:
 """
 
 from . import engine, models
-from .checkpoint.read import protect_mmengine
+from .checkpoint.addresses import protect_mmengine
 from .engine import *  # noqa: F403
 from .models import *  # noqa: F403
 from .swap import swap_backbone

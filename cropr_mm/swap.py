@@ -15,7 +15,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor
 
-from .engine.checks import HOLDERS, sgd_warning
+from .engine.checks import HOLDERS, arguments_of, holders, sgd_warning
 from .models.cropr_vit import CroprViT
 from .utils.checks import is_type
 from .utils.libraries import register_library
@@ -29,8 +29,8 @@ OTHER_LAYER_DECAYS = (
 )
 
 
-class Levels(NamedTuple):
-    """What a backbone gives; the arguments of :class:`~cropr_mm.models.necks.StandInPyramid`."""
+class FeatureMaps(NamedTuple):
+    """What a backbone returns; the arguments of :class:`~cropr_mm.models.necks.StandInPyramid`."""
 
     channels: tuple[int, ...]
     strides: tuple[int, ...]
@@ -39,21 +39,21 @@ class Levels(NamedTuple):
 
 
 def swap_backbone(cfg: Config, backbone: dict[str, Any]) -> Config:
-    """Replace the backbone of a config; whatever came behind it stays as it is.
+    """Replace the backbone of a config; everything after it stays as it is.
 
-    The neck becomes ``[TokenReinsertion, StandInPyramid, *old neck]``: the pyramid gives maps with the channels and
-    strides of the old backbone, which is built once and run on small images to see them (no weights are read). It
-    reads the last of the new backbone's ``out_indices``.
+    The neck becomes ``[TokenReinsertion, StandInPyramid, *old neck]``: the pyramid makes feature maps with the
+    channels and strides of those of the old backbone, which is built once and run on small images to find them (no
+    weights are read). It reads the last of the new backbone's ``out_indices``.
 
-    What else of the config was meant for the old backbone is taken out or changed, and the log says so: its weights,
+    What else of the config was meant for the old backbone is removed or changed, and the log says so: its weights, and
     layer-wise decay that does not know CroprViT. ``custom_imports`` gets cropr_mm, and ``custom_hooks`` a
     ``CroprHook`` where there is pruning and no such hook yet. Optimizer and schedule stay, with a warning where the
     optimizer is SGD.
-    ``find_unused_parameters`` is set, as a stock neck or head may skip maps, and a skipped map's layers get no
-    gradient in the pyramid.
+    ``find_unused_parameters`` is set, as a stock neck or head may skip feature maps, and the pyramid's layers for a
+    skipped one get no gradient.
 
     Args:
-        cfg: the config; it is left as it is. The backbone is looked for at ``model.backbone`` and, in trackers and
+        cfg: the config, which is not changed. The backbone is expected at ``model.backbone`` or, in trackers and
             semi-supervised detectors, at ``model.detector.backbone``.
         backbone: arguments of :class:`CroprViT`.
 
@@ -62,32 +62,31 @@ def swap_backbone(cfg: Config, backbone: dict[str, Any]) -> Config:
 
     Raises:
         TypeError: cfg is no Config.
-        ValueError: there is no backbone, it cannot be built, what it gives is no fixed set of maps, or a setting of
+        ValueError: there is no backbone, it cannot be built, it returns no fixed set of feature maps, or a setting of
             the new one is wrong. The message names the key.
     """
     if not isinstance(cfg, Config):
         raise TypeError(f'swap_backbone got a {type(cfg).__name__}; a Config is expected, as Config.fromfile gives')
     swapped = copy.deepcopy(cfg)
-    where = _holder(swapped)
-    holder = swapped.model.detector if where == 'model.detector' else swapped.model
+    where, holder = _holder(swapped)
     register_library(swapped)
     settings, vit = _new_backbone(backbone)
-    _check_model(swapped, where, vit)
+    _check_model(swapped, where, holder, vit)
     key = f'{where}.backbone'
     with DefaultScope.overwrite_default_scope(swapped.get('default_scope')), torch.random.fork_rng(devices=[]):
-        levels = _levels(holder.backbone, key)
+        maps = _feature_maps(holder.backbone, key)
 
     pyramid = dict(
         type='StandInPyramid',
         in_channels=vit.embed_dims,
-        out_channels=list(levels.channels),
-        strides=list(levels.strides),
+        out_channels=list(maps.channels),
+        strides=list(maps.strides),
         in_stride=vit.patch_size,
     )
-    if levels.readout:
+    if maps.readout:
         pyramid['readout'] = True
-    if levels.eval_level is not None:
-        pyramid['eval_level'] = levels.eval_level
+    if maps.eval_level is not None:
+        pyramid['eval_level'] = maps.eval_level
     old_neck = holder.get('neck') or []
     holder.backbone = settings
     holder.neck = [dict(type='TokenReinsertion'), pyramid, *(old_neck if isinstance(old_neck, list) else [old_neck])]
@@ -95,42 +94,42 @@ def swap_backbone(cfg: Config, backbone: dict[str, Any]) -> Config:
     _add_package(swapped, hook=settings.get('pruning') is not None)
     names = [f'{key[len("model.") :]}.{name}' for name, _ in vit.named_parameters()]
     _fit_optimizer(swapped, f'{key[len("model.") :]}.', names)
-    _allow_unused_levels(swapped)
+    _allow_unused_maps(swapped)
     _warn(swapped, vit, key)
     return swapped
 
 
-def _holder(cfg: Config) -> str:
-    model = cfg.get('model')
-    if not isinstance(model, Mapping):
+def _holder(cfg: Config) -> tuple[str, ConfigDict]:
+    """The part of a config that has the backbone, and its key."""
+    if not isinstance(cfg.get('model'), Mapping):
         raise ValueError(
             'the config has no model; a config of a model is expected, not a base that others inherit from'
         )
-    for where in HOLDERS:
-        holder = model if where == 'model' else model.get('detector')
-        if isinstance(holder, Mapping) and holder.get('backbone') is not None:
+    for where, holder in holders(cfg):
+        if holder.get('backbone') is not None:
             if not isinstance(holder['backbone'], Mapping):
                 raise ValueError(f'{where}.backbone={holder["backbone"]!r}; a dict with a type is expected')
             if 'type' not in holder['backbone'] or 'type' not in holder:
                 raise ValueError(f'{where} or {where}.backbone has no type, so this is not a model of the mm libraries')
             if is_type(holder['backbone'], 'CroprViT'):
                 raise ValueError(f"{where}.backbone.type is 'CroprViT' already; change its settings instead")
-            return where
-    elsewhere = sorted(_backbones(model, 'model'))
+            return where, holder
+    elsewhere = sorted(_backbones(cfg.model, 'model'))
     raise ValueError(
         f'the config has no backbone at {" or ".join(f"{where}.backbone" for where in HOLDERS)}; '
-        + (f'those at {", ".join(elsewhere)} are not replaced' if elsewhere else f'model has {", ".join(model)}')
+        + (f'those at {", ".join(elsewhere)} are not replaced' if elsewhere else f'model has {", ".join(cfg.model)}')
     )
 
 
-def _check_model(cfg: Config, where: str, vit: CroprViT) -> None:
-    holder = cfg.model.detector if where == 'model.detector' else cfg.model
+def _check_model(cfg: Config, where: str, holder: ConfigDict, vit: CroprViT) -> None:
     with MODELS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
         kind = holder.type if isinstance(holder.type, type) else registry.get(holder.type)
     if kind is not None:
         taken = inspect.signature(kind).parameters.values()
         if not any(p.name == 'neck' or p.kind is p.VAR_KEYWORD for p in taken):
-            raise ValueError(f'{where}.type={holder.type!r} takes no neck, and the maps for its heads are made in one')
+            raise ValueError(
+                f'{where}.type={holder.type!r} takes no neck, and the feature maps for its heads are made in one'
+            )
     channels = holder.backbone.get('in_channels', 3)
     if vit.patch_embed.proj.in_channels != channels:
         raise ValueError(
@@ -141,7 +140,7 @@ def _check_model(cfg: Config, where: str, vit: CroprViT) -> None:
     if several and any(True for _ in vit.pruners.parameters()):
         raise ValueError(
             f'model.{several[0]}: {cfg.model.type} runs its backbone several times in a training step, on images with '
-            'labels of their own, so CroprHook cannot supervise a scorer there; valid for pruning.pruner are those '
+            'labels of their own, so CroprHook cannot supervise a pruner there; valid for pruning.pruner are those '
             "without parameters, such as dict(type='RandomPruner')"
         )
 
@@ -163,7 +162,7 @@ def _new_backbone(backbone: dict[str, Any]) -> tuple[ConfigDict, CroprViT]:
     settings.update(copy.deepcopy(dict(backbone)))
     if not is_type(settings, 'CroprViT'):
         raise ValueError(f"backbone.type={settings['type']!r}; 'CroprViT' is expected, or no type")
-    valid = [name for name in inspect.signature(CroprViT.__init__).parameters if name != 'self']
+    valid = arguments_of(CroprViT) or []
     unknown = sorted(set(settings) - {'type', *valid})
     if unknown or 'arch' not in settings:
         problem = f'unknown keys {", ".join(unknown)}' if unknown else 'no arch'
@@ -172,40 +171,42 @@ def _new_backbone(backbone: dict[str, Any]) -> tuple[ConfigDict, CroprViT]:
         return settings, cast(CroprViT, MODELS.build(settings))
 
 
-# --- what the old backbone gives --------------------------------------------------------------------------------
+# --- the feature maps of the old backbone -----------------------------------------------------------------------
 
 
-def _levels(backbone: Mapping[str, Any], key: str) -> Levels:
-    """Build a backbone without weights and see what maps it gives, in training and in evaluation."""
+def _feature_maps(backbone: Mapping[str, Any], key: str) -> FeatureMaps:
+    """Build a backbone without weights and find the feature maps that it returns, in training and in evaluation."""
     settings = _by_itself({name: value for name, value in backbone.items() if name not in ('init_cfg', 'pretrained')})
     who = f'{key}.type={backbone.get("type")!r}'
     try:
         images, outputs, evaluated = _run(settings)
     except Exception as error:  # what a backbone raises is its own choice
-        raise ValueError(f'{who} cannot be built and run here to see what maps it gives: {error}') from error
+        raise ValueError(f'{who} cannot be built and run here to find its feature maps: {error}') from error
     maps, readout = _maps(outputs[0], who)
-    if any(torch.equal(level, images[0]) for level in maps):
-        raise ValueError(f'{who} hands on the image itself, which no map replaces (the recursive neck of DetectoRS)')
+    if any(torch.equal(feature, images[0]) for feature in maps):
+        raise ValueError(
+            f'{who} hands on the image itself, which no feature map replaces (the recursive neck of DetectoRS)'
+        )
     eval_level = None
     if isinstance(evaluated, Tensor):
-        alike = [i for i, level in enumerate(maps) if level.shape == evaluated.shape]
+        alike = [i for i, feature in enumerate(maps) if feature.shape == evaluated.shape]
         if len(alike) != 1:
             raise ValueError(
-                f'{who} gives a lone map {tuple(evaluated.shape)} in evaluation and {_shapes(maps)} in training; one '
-                'of that shape among them is expected'
+                f'{who} returns one feature map {tuple(evaluated.shape)} in evaluation and {_shapes(maps)} in '
+                'training; one of that shape among them is expected'
             )
         eval_level = alike[0]
     elif _shapes(_maps(evaluated, who)[0]) != _shapes(maps):
-        raise ValueError(f'{who} gives {_shapes(maps)} in training and other maps in evaluation')
+        raise ValueError(f'{who} returns {_shapes(maps)} in training and other feature maps in evaluation')
     strides = []
-    for level, larger in zip(maps, _maps(outputs[-1], who)[0]):
+    for small, large in zip(maps, _maps(outputs[-1], who)[0]):
         # From two sizes, as padding adds a cell here and there.
         pixels = images[-1].shape[-1] - (images[0].shape[-1] if len(images) > 1 else 0)
-        cells = larger.shape[-1] - (level.shape[-1] if len(images) > 1 else 0)
+        cells = large.shape[-1] - (small.shape[-1] if len(images) > 1 else 0)
         if not 0 < cells <= pixels:
-            raise ValueError(f'{who} gives maps whose size does not follow the image: {_shapes(maps)}')
+            raise ValueError(f'{who} returns feature maps whose size does not follow the image: {_shapes(maps)}')
         strides.append(round(pixels / cells))
-    return Levels(tuple(level.shape[1] for level in maps), tuple(strides), readout, eval_level)
+    return FeatureMaps(tuple(feature.shape[1] for feature in maps), tuple(strides), readout, eval_level)
 
 
 def _by_itself(settings: Any) -> Any:
@@ -216,7 +217,7 @@ def _by_itself(settings: Any) -> Any:
 
 
 def _run(settings: dict[str, Any]) -> tuple[list[Tensor], list[Any], Any]:
-    """Images of two sizes or one, what a backbone gives for each in training, and for the first in evaluation."""
+    """Images of two sizes or one, what a backbone returns for each in training, and for the first in evaluation."""
     try:
         return _run_sizes(settings, 64, 128)
     except Exception:  # too small for it, or
@@ -237,16 +238,20 @@ def _run_sizes(settings: dict[str, Any], *sides: int) -> tuple[list[Tensor], lis
 
 
 def _maps(output: Any, who: str) -> tuple[list[Tensor], bool]:
-    """The maps that a backbone gave for two images, and whether each has a vector (a class token) beside it."""
+    """The feature maps that a backbone returned for two images, and whether each has a [CLS] token beside it."""
     maps = list(output) if isinstance(output, (list, tuple)) else [output]
     pairs = bool(maps) and all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in maps)
     readout = pairs and all(isinstance(pair[1], Tensor) and pair[1].ndim == 2 for pair in maps)
     if readout:
         maps = [pair[0] for pair in maps]
     if not isinstance(output, (list, tuple)) or not maps or any(not isinstance(m, Tensor) or m.ndim != 4 for m in maps):
-        raise ValueError(f'{who} gives a {type(output).__name__} of {_shapes(maps)}; a tuple of maps is expected')
-    if any(len(level) != 2 for level in maps):
-        raise ValueError(f'{who} gives maps {_shapes(maps)} in training for a batch of 2; 2 in each are expected')
+        raise ValueError(
+            f'{who} returns a {type(output).__name__} of {_shapes(maps)}; a tuple of feature maps is expected'
+        )
+    if any(len(feature) != 2 for feature in maps):
+        raise ValueError(
+            f'{who} returns feature maps {_shapes(maps)} in training for a batch of 2; 2 in each are expected'
+        )
     return maps, readout
 
 
@@ -264,7 +269,7 @@ def _log(message: str, level: int = logging.INFO) -> None:
 def _forget_weights(cfg: Config, holder: ConfigDict, where: str) -> None:
     for settings, key in {id(cfg.model): (cfg.model, 'model'), id(holder): (holder, where)}.values():
         if settings.pop('pretrained', None) is not None:
-            _log(f'{key}.pretrained is taken out; weights of the new backbone are its init_cfg')
+            _log(f'{key}.pretrained is removed; weights of the new backbone are its init_cfg')
 
 
 def _add_package(cfg: Config, hook: bool) -> None:
@@ -285,13 +290,13 @@ def _fit_optimizer(cfg: Config, prefix: str, names: Sequence[str]) -> None:
         return
     settings = wrapper.get('paramwise_cfg') or {}
     custom = settings.get('custom_keys') or {}
-    scorers = f'{prefix}pruners'
-    key = max((key for key in custom if key in scorers), key=len, default=None)
-    if key is not None and custom[key].get('lr_mult', 1) != 1 and any(name.startswith(scorers) for name in names):
-        custom[scorers] = {**custom[key], 'lr_mult': 1.0}
+    pruners = f'{prefix}pruners'
+    key = max((key for key in custom if key in pruners), key=len, default=None)
+    if key is not None and custom[key].get('lr_mult', 1) != 1 and any(name.startswith(pruners) for name in names):
+        custom[pruners] = {**custom[key], 'lr_mult': 1.0}
         _log(
             f'optim_wrapper.paramwise_cfg.custom_keys.{key}.lr_mult={custom[key]["lr_mult"]} is for pre-trained '
-            f'weights; {scorers} are new and get lr_mult=1.0'
+            f'weights; {pruners} are new and get lr_mult=1.0'
         )
     if is_type(dict(type=wrapper.get('constructor')), *OTHER_LAYER_DECAYS):
         rate = settings.get('layer_decay_rate', settings.get('decay_rate'))
@@ -303,7 +308,7 @@ def _fit_optimizer(cfg: Config, prefix: str, names: Sequence[str]) -> None:
         wrapper.paramwise_cfg = dict(layer_decay_rate=rate, **({'custom_keys': custom} if custom else {}))
 
 
-def _allow_unused_levels(cfg: Config) -> None:
+def _allow_unused_maps(cfg: Config) -> None:
     if cfg.get('model_wrapper_cfg'):
         cfg.model_wrapper_cfg.setdefault('find_unused_parameters', True)
     else:
@@ -311,20 +316,19 @@ def _allow_unused_levels(cfg: Config) -> None:
 
 
 def _warn(cfg: Config, vit: CroprViT, key: str) -> None:
-    """Say what stays and may surprise."""
+    """Log what stays and may surprise."""
     if len(vit.out_indices) > 1:
         _log(
             f'{key}.out_indices={vit.out_indices}: the pyramid reads block {vit.out_indices[-1]} alone', logging.WARNING
         )
-    for holder in HOLDERS:
-        settings = cfg.model if holder == 'model' else cfg.model.get('detector') or {}
+    for where, settings in holders(cfg):
         if settings.get('init_cfg'):
-            _log(f'{holder}.init_cfg holds weights of a model with the old backbone', logging.WARNING)
+            _log(f'{where}.init_cfg holds weights of a model with the old backbone', logging.WARNING)
         images = settings.get('data_preprocessor') or {}
         if images and 'data_preprocessor' not in images and not (images.get('bgr_to_rgb') and images.get('mean')):
             found = ', '.join(f'{name}={images.get(name)}' for name in ('bgr_to_rgb', 'mean', 'std'))
             _log(
-                f'{holder}.data_preprocessor has {found}, which the old weights wanted; most weights of ViTs want '
+                f'{where}.data_preprocessor has {found}, as the old weights need it; most weights of ViTs need '
                 'bgr_to_rgb=True and a mean and std of their own',
                 logging.WARNING,
             )

@@ -26,7 +26,7 @@ class TokenPicture:
         image: (H, W, 3) uint8 RGB, at the size that the model saw.
         exits: (h, w) integer, the block after which each patch was pruned, or ``KEPT``.
         patch_size: pixels per patch side.
-        prediction, truth: data sample with ``sem_seg`` or ``instances`` (see :func:`take_picture`), or None.
+        prediction, truth: data sample with ``sem_seg`` or ``instances`` (see :func:`take_pictures`), or None.
     """
 
     image: np.ndarray

@@ -1,7 +1,7 @@
 """Weights by timm's names into the form that one model holds them in, without a change to what they compute.
 
-Projections are fused or split, biases and position embeddings moved to where the model has them, embeddings resized to
-its patches and grid. What cannot be brought over stays as it is, for the caller to list.
+Projections are fused or split, biases and positional embeddings moved to where the model has them, embeddings resized
+to its patches and grid. What cannot be brought over stays as it is, for the caller to list.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ def fit(
         state: weights by timm's names.
         own: the model's state dict.
         grid: the model's patch grid.
-        old_grid: the grid of the weights' position embedding, where it is known.
+        old_grid: the grid of the weights' positional embedding, where it is known.
 
     Returns:
         The weights, and what was done to them, for the log.
 
     Raises:
-        ValueError: a position embedding whose grid nothing tells.
+        ValueError: a positional embedding whose grid nothing tells.
     """
     state, notes = dict(state), []
     if 'norm.weight' not in state and 'fc_norm.weight' in state:
-        # Models that pool by average have their final norm behind the pooling.
+        # Models that pool by average have their final norm after the pooling.
         state = {re.sub('^fc_norm', 'norm', name): value for name, value in state.items()}
     state = {name: value for name, value in state.items() if not name.startswith('fc_norm.')}
     if 'norm.weight' not in own and any(name.startswith('norm.') for name in state):
@@ -54,7 +54,7 @@ def fit(
     notes += _fit_patches(state, own)
     if 'cls_token' in state and 'cls_token' not in own:  # detectors with windows are built without
         del state['cls_token']
-        notes.append('class token left out, as the model has none')
+        notes.append('[CLS] token left out, as the model has none')
     return state, notes
 
 
@@ -139,7 +139,7 @@ def _fit_swiglu(state: State, own: Mapping[str, Tensor], place: str) -> None:
 def fit_positions(
     state: State, own: Mapping[str, Tensor], grid: tuple[int, int], old_grid: tuple[int, int] | None
 ) -> list[str]:
-    """Resize the position embedding, and move that of prefix tokens to where the model has it; see :func:`fit`."""
+    """Resize the positional embedding, and move that of prefix tokens to where the model has it; see :func:`fit`."""
     if 'pos_embed' not in state or 'pos_embed' not in own:
         return []
     positions = state['pos_embed']
@@ -148,9 +148,9 @@ def fit_positions(
         return []
     registers = state['reg_token'].shape[1] if 'reg_token' in state else 0
     embedded = own['pos_embed'].shape[1] - grid[0] * grid[1]
-    # Prefix tokens with a position: as the model has it, none (DeiT III, timm's models with registers), the class
+    # Prefix tokens with a position: as the model has it, none (DeiT III, timm's models with registers), the [CLS]
     # token alone (DINOv2 with registers), or all (distilled DeiT). Detectors in detectron2 (ViTDet, EVA-02) have no
-    # class token any more, and its position all the same.
+    # [CLS] token any more, and its position all the same.
     class_token = int('cls_token' in state or 'cls_token' not in own)
     counts = dict.fromkeys([embedded, 0, class_token, class_token + registers])
     prefix, old_grid = _position_grid(positions, [n for n in counts if n <= class_token + registers], grid, old_grid)
@@ -167,7 +167,7 @@ def fit_positions(
     state['pos_embed'] = torch.cat([of_prefix, resized], dim=1)
     if old_grid == grid:
         return []
-    return [f'position embedding resized from {old_grid[0]}×{old_grid[1]} to {grid[0]}×{grid[1]} patches']
+    return [f'positional embedding resized from {old_grid[0]}×{old_grid[1]} to {grid[0]}×{grid[1]} patches']
 
 
 def _position_grid(
@@ -191,15 +191,15 @@ def _position_grid(
     for found in (*squares, *own):
         return found
     raise ValueError(
-        f'pos_embed {tuple(positions.shape)} is neither a square grid nor {grid[0]}×{grid[1]} patches behind '
+        f'pos_embed {tuple(positions.shape)} is neither a square grid nor {grid[0]}×{grid[1]} patches after '
         f'{" or ".join(map(str, prefixes))} prefix tokens'
     )
 
 
 def _fit_patches(state: State, own: Mapping[str, Tensor]) -> list[str]:
-    weight, wanted = state.get(_PATCHES), own[_PATCHES]
-    if weight is None or weight.ndim != 4 or weight.shape == wanted.shape:
+    weight, expected = state.get(_PATCHES), own[_PATCHES]
+    if weight is None or weight.ndim != 4 or weight.shape == expected.shape:
         return []
-    old, new = tuple(weight.shape[2:]), tuple(wanted.shape[2:])
+    old, new = tuple(weight.shape[2:]), tuple(expected.shape[2:])
     state[_PATCHES] = resize_patch_embedding(weight, new[0])
     return [f'patch embedding resized from {old[0]}×{old[1]} to {new[0]}×{new[1]} pixels']

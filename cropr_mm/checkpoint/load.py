@@ -1,46 +1,38 @@
-"""Pretrained weights of plain Vision Transformers into a CroprViT, whole or not at all."""
+"""Pretrained weights of plain Vision Transformers into a backbone of this package, whole or not at all.
+
+The order is that of the files of this room: read, bring to timm's names (layouts), fit to the model, load.
+"""
 
 from __future__ import annotations
 
-import copy
 import logging
 import textwrap
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Dict
 
 from mmengine.logging import MMLogger
-from torch import Tensor, nn
+from torch import Tensor
 
 from .fit import fit
 from .layouts import convert
-from .locate import read_weights, shorten
+from .locate import read_weights
+from .names import shorten
+from .pruners import key_pruners_by_block
 from .rope import check_angles
 
+State = Dict[str, Tensor]
 _INIT_KEYS = ('type', 'checkpoint', 'prefix', 'map_location')
 
 
-class Backbone(Protocol):
-    """What loading needs of a model; a CroprViT has it."""
-
-    arch: Any
-    grid: tuple[int, int]
-    pruners: nn.Module
-
-    def rotary_angles(self, grid: tuple[int, int]) -> Tensor | None: ...
-
-    def state_dict(self) -> dict[str, Tensor]: ...
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> Any: ...
-
-
-def load_vit_weights(model: Backbone, path: str, prefix: str | None = None) -> None:
+def load_vit_weights(model: Any, path: str, prefix: str | None = None) -> None:
     """Load pretrained weights in any layout of :data:`~cropr_mm.checkpoint.layouts.LAYOUTS`.
 
-    Position and patch embedding are resized where the sizes differ. Pruners come from the file too if they are such
+    Positional and patch embedding are resized where the sizes differ. Pruners come from the file too if they are such
     as the model has; otherwise they keep their initial values, and the log says so.
 
     Args:
-        model: the backbone.
+        model: a backbone of this package: a module with ``arch``, ``grid`` and ``rotary_angles(grid)``, whose weights
+            have timm's names, and those of pruners begin with ``pruners.``.
         path: see :func:`~cropr_mm.checkpoint.locate.read_weights`.
         prefix: see there.
 
@@ -49,31 +41,29 @@ def load_vit_weights(model: Backbone, path: str, prefix: str | None = None) -> N
             shape; all of them are listed, and the model is left as it was.
     """
     found = read_weights(path, prefix)
-    own = model.state_dict()
-    pruners = {name: value for name, value in found.state.items() if name.startswith('pruners.')}
-    dense = {name: value for name, value in found.state.items() if name not in pruners}
+    key_pruners_by_block(found.state, 'pruners.')
+    dense, pruners = _split(found.state)
+    own, own_pruners = _split(model.state_dict())
     try:
         converted, layout = convert(dense)
         check_angles(dense, model.rotary_angles)
         state, notes = fit(converted, own, model.grid, found.grid)
     except (ValueError, RuntimeError) as error:  # RuntimeError: tensors whose shapes do not go together
         raise ValueError(f'{path}: {error}; its names are {shorten(list(dense))}') from error
-    backbone = {name: value for name, value in own.items() if not name.startswith('pruners.')}
-    _compare(state, backbone, path, layout, model)
-    reason = _load_pruners(model.pruners, pruners)
-    model.load_state_dict({**model.state_dict(), **state})
+    _compare(state, own, path, layout, model)
+    reason = _load(model, state, pruners, own_pruners)
     if found.elsewhere:
         notes.append(f'left out: {", ".join(found.elsewhere)}')
-    logger = MMLogger.get_current_instance()
-    logger.info(f'CroprViT: {"; ".join([f"loaded {len(state)} tensors from {path} ({layout})", *notes])}')
+    name, logger = type(model).__name__, MMLogger.get_current_instance()
+    logger.info(f'{name}: {"; ".join([f"loaded {len(state)} tensors from {path} ({layout})", *notes])}')
     if reason is not None:
         logger.log(
-            logging.WARNING if any(True for _ in model.pruners.parameters()) else logging.INFO,
-            f"CroprViT: the pruners in {path} were left out, as they are not this model's ({reason})",
+            logging.WARNING if own_pruners else logging.INFO,
+            f"{name}: the pruners in {path} were left out, as they are not this model's ({reason})",
         )
 
 
-def load_init_cfg(model: Backbone, settings: Mapping[str, Any]) -> None:
+def load_init_cfg(model: Any, settings: Mapping[str, Any]) -> None:
     """Load what an ``init_cfg`` of type ``Pretrained`` names.
 
     Raises:
@@ -87,7 +77,13 @@ def load_init_cfg(model: Backbone, settings: Mapping[str, Any]) -> None:
     load_vit_weights(model, settings['checkpoint'], settings.get('prefix'))
 
 
-def _compare(state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: str, layout: str, model: Backbone) -> None:
+def _split(state: State) -> tuple[State, State]:
+    """The weights of the dense model, and those of its pruners."""
+    pruners = {name: value for name, value in state.items() if name.startswith('pruners.')}
+    return {name: value for name, value in state.items() if name not in pruners}, pruners
+
+
+def _compare(state: State, own: State, path: str, layout: str, model: Any) -> None:
     missing = [name for name in own if name not in state]
     extra = [name for name in state if name not in own]
     shapes = [
@@ -105,7 +101,7 @@ def _compare(state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: str, 
         )
 
 
-def _hints(missing: list[str], extra: list[str], state: Mapping[str, Tensor]) -> list[str]:
+def _hints(missing: list[str], extra: list[str], state: State) -> list[str]:
     """Settings of the model with which weights would fit that do not."""
     hints = []
     if 'reg_token' in extra:
@@ -125,16 +121,19 @@ def _hints(missing: list[str], extra: list[str], state: Mapping[str, Tensor]) ->
     return hints
 
 
-def _load_pruners(pruners: nn.Module, weights: Mapping[str, Tensor]) -> str | None:
-    """Load a file's pruners whole, or leave the model's as they are and tell why."""
-    if all(name == 'pruners.blocks' for name in weights):  # none, or such as have no weights
-        return None
-    if not any(True for _ in pruners.parameters()):
-        return 'this model has none with weights'
-    trial = copy.deepcopy(pruners)  # loading renumbers and folds, so only loading tells; and it may fail half way
-    try:
-        trial.load_state_dict({name[len('pruners.') :]: value for name, value in weights.items()})
-    except (RuntimeError, ValueError) as error:
-        return textwrap.shorten(str(error), 300, placeholder=' …')
-    pruners.load_state_dict(trial.state_dict())
-    return None
+def _load(
+    model: Any, state: Mapping[str, Tensor], pruners: Mapping[str, Tensor], own_pruners: Mapping[str, Tensor]
+) -> str | None:
+    """Load weights that fit, with a file's pruners whole or the model's as they are; tell why the file's were not."""
+    before = {name: value.clone() for name, value in own_pruners.items()}
+    reason = None
+    if pruners and not own_pruners:
+        reason = 'this model has none with weights'
+    elif pruners:
+        try:
+            model.load_state_dict({**state, **pruners})  # of other blocks, too; so only loading tells whether they fit
+            return None
+        except (RuntimeError, ValueError) as error:
+            reason = textwrap.shorten(str(error), 300, placeholder=' …')
+    model.load_state_dict({**state, **before})
+    return reason

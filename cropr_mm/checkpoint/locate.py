@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from .read import load_address
+from .addresses import load_address
+from .names import shorten, strip_wrappers
 
 # Where a file holds more than one ViT, the first of these around its names decides.
 PREFERRED = ('state_dict', 'model', 'module', 'teacher', 'model_ema', 'student')
@@ -23,10 +24,10 @@ class Weights:
     """The weights of one ViT, as they stand in a file.
 
     Attributes:
-        state: tensors by their names behind ``place``.
-        place: what stood in front of every name, such as ``'state_dict.backbone.'``.
+        state: tensors by their names within ``place``, without wrappers.
+        place: what precedes every name in the file, such as ``'state_dict.backbone.'``.
         elsewhere: names of the file's other parts, shortened to their first words.
-        grid: the patch grid (H, W) of the position embedding where the file tells it, or None.
+        grid: the patch grid (H, W) of the positional embedding where the file tells it, or None.
     """
 
     state: dict[str, Tensor]
@@ -46,7 +47,7 @@ def read_weights(path: str, prefix: str | None = None) -> Weights:
     Nothing that the file holds is run: see :mod:`~cropr_mm.checkpoint.unpickle`.
 
     Args:
-        path: the file. Its weights may lie in dicts in dicts and behind any prefix (``state_dict``, ``model``,
+        path: the file. Its weights may lie in dicts in dicts and under any prefix (``state_dict``, ``model``,
             ``teacher``, ``backbone.``, ``module.``): the name of the patch embedding tells.
         prefix: the end of that place, as ``'backbone.'`` or ``'teacher.backbone.'``, to choose among several.
 
@@ -57,14 +58,14 @@ def read_weights(path: str, prefix: str | None = None) -> Weights:
     try:
         content = load_address(path)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f'init_cfg.checkpoint={path!r}: there is no such file') from error
+        raise FileNotFoundError(f'init_cfg.checkpoint={error}') from error
     if path.endswith('.safetensors'):
         content = content['state_dict']
     tensors = dict(_flatten(content))
     if not tensors:
         raise ValueError(f'{path}: holds no weights (a dict of tensors, perhaps within others, is expected)')
     place = _find_place(path, list(tensors), prefix)
-    inside = {name[len(place) :]: value for name, value in tensors.items() if name.startswith(place)}
+    inside = {strip_wrappers(name[len(place) :]): value for name, value in tensors.items() if name.startswith(place)}
     outside = Counter(_first_words(name, place) for name in tensors if not name.startswith(place))
     return Weights(inside, place, tuple(f'{name} ({n})' for name, n in outside.items()), _recorded_grid(content, place))
 
@@ -89,15 +90,15 @@ def _find_place(path: str, names: list[str], prefix: str | None) -> str:
         )
     listed = ', '.join(repr(place) for place in places)
     if prefix is not None:
-        wanted = prefix if not prefix or prefix.endswith('.') else f'{prefix}.'
-        fitting = [place for place in places if place == wanted or (wanted and place.endswith(f'.{wanted}'))]
+        end = prefix if not prefix or prefix.endswith('.') else f'{prefix}.'
+        fitting = [place for place in places if place == end or (end and place.endswith(f'.{end}'))]
         if len(fitting) != 1:
-            raise ValueError(f'{path}: init_cfg.prefix={prefix!r} fits {len(fitting)} of its ViTs, behind {listed}')
+            raise ValueError(f'{path}: init_cfg.prefix={prefix!r} fits {len(fitting)} of its ViTs, at {listed}')
         return fitting[0]
     if len(places) > 1:
         ranks = [_rank(place) for place in places]
         if ranks.count(min(ranks)) > 1:
-            raise ValueError(f'{path}: holds several ViTs, behind {listed}; choose one with init_cfg.prefix')
+            raise ValueError(f'{path}: holds several ViTs, at {listed}; choose one with init_cfg.prefix')
         return places[ranks.index(min(ranks))]
     return places[0]
 
@@ -128,8 +129,3 @@ def _recorded_grid(content: Any, place: str) -> tuple[int, int] | None:
             return None
         content = content[words[depth]]
     return None
-
-
-def shorten(names: list[str], limit: int = 12) -> str:
-    """The first names, and how many more there are."""
-    return ', '.join(names[:limit]) + (f' and {len(names) - limit} more' if len(names) > limit else '')

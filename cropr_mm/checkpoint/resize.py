@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def resize_position_embedding(pos_embed: Tensor, old: tuple[int, int], new: tuple[int, int], prefix: int) -> Tensor:
-    """Resize an absolute position embedding (1, prefix + N, D) from one grid to another.
+    """Resize an absolute positional embedding (1, prefix + N, D) from one grid to another.
 
     Bicubic with antialiasing, as timm does; the prefix tokens' embeddings stay as they are.
     """

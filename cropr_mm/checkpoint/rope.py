@@ -1,4 +1,4 @@
-"""Whether a checkpoint was trained with the rotary angles that a model turns its queries and keys by.
+"""Whether a checkpoint was trained with the rotary angles (RoPE) by which a model turns its queries and keys.
 
 Nothing in the names or shapes of weights tells, but some files carry the angles along.
 """

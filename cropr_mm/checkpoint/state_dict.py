@@ -1,25 +1,23 @@
-"""What ``load_state_dict`` does to a CroprViT, through whichever door a checkpoint comes.
+"""What ``load_state_dict`` does to a backbone of this package, through whichever door a checkpoint comes.
 
 mmengine loads with ``strict=False`` and logs what does not fit. For a backbone that is an error here; what a checkpoint
-lacks of heads and scorers is left to mmengine, as a training may begin with new ones.
+lacks of heads and pruners is left to mmengine, as a training may begin with new ones.
 """
 
 from __future__ import annotations
 
 import re
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from mmengine.logging import MMLogger
-from torch import Tensor
 
 from ..utils.compat import remove_prefix
 from .fit import fit_positions
-from .locate import shorten
+from .names import shorten, strip_wrappers
+from .whole_model import weights_of  # noqa: F401  # until tools/test.py takes it from cropr_mm.checkpoint
 
-WRAPPED = '_fsdp_wrapped_module.'  # what FSDP puts into the names of what it wraps
 _EMBEDDED = ('pos_embed', 'cls_token', 'reg_token')
 # PyTorch's message about a weight of another shape.
 _MISMATCH = re.compile(
@@ -36,7 +34,7 @@ class Loading:
         prefix: before the backbone's names, such as ``'backbone.'``.
         lists: missing names, unexpected names, and messages about weights that cannot be copied.
         lengths: of the lists before.
-        foreign: the checkpoint is of another backbone, and nothing of it is used but what it has of scorers.
+        foreign: the checkpoint is of another backbone, and nothing of it is used but its pruners.
     """
 
     prefix: str
@@ -45,24 +43,25 @@ class Loading:
     foreign: bool
 
     def found(self) -> list[list[str]]:
-        """What has come to the lists since; names without the prefix, and without FSDP's, which only some have."""
-        prefix = self.prefix.replace(WRAPPED, '')
+        """What has come to the lists since; names without the prefix, and without wrappers, which only some have."""
+        prefix = strip_wrappers(self.prefix)
         missing, unexpected, errors = (part[length:] for part, length in zip(self.lists, self.lengths))
         shown = [_MISMATCH.sub(r'\1 \2, expected \3', error.strip()) for error in errors]
         lists = (missing, unexpected, shown)
-        return [[remove_prefix(text.replace(WRAPPED, ''), prefix) for text in part] for part in lists]
+        return [[remove_prefix(strip_wrappers(text), prefix) for text in part] for part in lists]
 
 
 def begin_loading(
     model: Any, state_dict: dict[str, Any], prefix: str, metadata: Mapping[str, Any], *lists: list[str]
 ) -> Loading:
-    """Make a state dict fit before a CroprViT loads it: resize its positional embedding, leave another backbone out.
+    """Make a state dict fit before a backbone loads it: resize its positional embedding, leave another backbone out.
 
     Args:
-        model: the CroprViT.
+        model: the backbone; its ``grid``, ``pos_embed``, ``cls_token`` and ``reg_token`` are read, and ``has_weights``
+            is set to False where it is None and the checkpoint is of another backbone.
         state_dict: changed in place.
         prefix: before the model's names in it.
-        metadata: that a CroprViT left there (its patch grid).
+        metadata: that a backbone of this package left there (its patch grid).
         lists: as ``_load_from_state_dict`` gets them.
 
     Raises:
@@ -77,7 +76,7 @@ def begin_loading(
         if names and model.has_weights is None:
             model.has_weights = False
         MMLogger.get_current_instance().warning(
-            'CroprViT: the checkpoint holds no weights of this backbone, which keeps those that it has '
+            f'{type(model).__name__}: the checkpoint holds no weights of this backbone, which keeps those that it has '
             f'(left out: {shorten(names, 4) or "nothing"})'
         )
     elif model.pos_embed is not None:
@@ -95,64 +94,50 @@ def _fit_positions(model: Any, state_dict: dict[str, Any], prefix: str, grid: An
     notes = fit_positions(state, own, model.grid, old_grid)
     state_dict.update({prefix + name: tensor for name, tensor in state.items()})
     if notes:
-        MMLogger.get_current_instance().info(f'CroprViT: {"; ".join(notes)}')
+        MMLogger.get_current_instance().info(f'{type(model).__name__}: {"; ".join(notes)}')
 
 
 def end_loading(model: Any, keys: Any) -> None:
     """Refuse what did not fit; a post hook of ``load_state_dict``.
+
+    Args:
+        model: the backbone; ``has_weights`` is set to True where a checkpoint of its kind was loaded, and
+            ``scorers_are_new`` where it has pruners with weights: whether the checkpoint had none of them.
+        keys: PyTorch's own lists, which :class:`Loading` has.
 
     Raises:
         ValueError: weights of another shape, missing or left over; all of them are listed.
     """
     loading: Loading = model.__dict__.pop('_loading')
     missing, unexpected, errors = loading.found()
-    # An auxiliary head is of the task, as the other heads are; without its weights a scorer is as it was.
+    # An auxiliary head is of the task, as the other heads are; without its weights a pruner prunes as it did.
     shapes = [text for text in errors if '.aux_head.' not in text]
     extra = [name for name in unexpected if not name.startswith('pruners.')]
-    names = [name.replace(WRAPPED, '') for name, _ in model.named_parameters()]
-    scorers = {name for name in names if name.startswith('pruners.') and '.aux_head.' not in name}
-    absent = scorers.intersection(missing)
+    names = [strip_wrappers(name) for name, _ in model.named_parameters()]
+    pruners = {name for name in names if name.startswith('pruners.') and '.aux_head.' not in name}
+    absent = pruners.intersection(missing)
     missing = [] if loading.foreign else [name for name in missing if not name.startswith('pruners.')]
     if not loading.foreign:
         model.has_weights = True
-    if absent != scorers:
+    if absent != pruners:
         model.scorers_are_new = False
         missing += sorted(absent)
-    elif not loading.foreign:
-        model.scorers_are_new = bool(scorers)
-    listed = '; '.join(
-        f'{what}: {shorten(names, limit)}'
-        for what, names, limit in (('missing', missing, 8), ('left over', extra, 8), ('of another shape', shapes, 4))
-        if names
-    )
+    elif pruners and not loading.foreign:
+        model.scorers_are_new = True
+    _refuse(model, loading.prefix, {'missing': missing, 'left over': extra, 'of another shape': shapes})
+
+
+def _refuse(model: Any, prefix: str, wrong: Mapping[str, list[str]]) -> None:
+    limits = {'of another shape': 4}
+    listed = '; '.join(f'{what}: {shorten(names, limits.get(what, 8))}' for what, names in wrong.items() if names)
     if not listed:
         return
     hint = ''
-    if any('.queries ' in shape for shape in shapes):
+    if any('.queries ' in shape for shape in wrong['of another shape']):
         hint = (
-            '. Scorers with a query for each patch belong to one img_size; for inference at another set '
+            '. Pruners with a query for each patch belong to one img_size; for inference at another set '
             'model.backbone.pruning.deploy=True, to train new ones load the file by init_cfg'
         )
-    place = loading.prefix.replace(WRAPPED, '')[:-1]
+    place = strip_wrappers(prefix)[:-1]
     where = f'{place}: ' if place else ''
-    raise ValueError(f'{where}the checkpoint does not fit the CroprViT of the config ({listed}){hint}')
-
-
-def weights_of(checkpoint: Mapping[str, Any]) -> OrderedDict[str, Tensor]:
-    """The weights in a checkpoint of mmengine, without ``module.`` before their names, and the model's metadata.
-
-    Raises:
-        ValueError: ``state_dict`` in it is none.
-    """
-    state = checkpoint.get('state_dict', checkpoint)
-    if not isinstance(state, Mapping):
-        raise ValueError(f'state_dict of the checkpoint is a {type(state).__name__}; a dict of tensors is expected')
-    weights: OrderedDict[str, Tensor] = OrderedDict(
-        (remove_prefix(name, 'module.'), value)
-        for name, value in state.items()
-        if isinstance(name, str) and isinstance(value, Tensor)
-    )
-    metadata = getattr(state, '_metadata', None)
-    if metadata is not None:
-        weights._metadata = {remove_prefix(place, 'module.'): entry for place, entry in metadata.items()}  # type: ignore[attr-defined]
-    return weights
+    raise ValueError(f'{where}the checkpoint does not fit the {type(model).__name__} of the config ({listed}){hint}')

@@ -242,7 +242,7 @@ def _build_ordered_dict(target: OrderedDict, state: Any) -> None:
     _require(metadata is None or type(metadata) in (dict, OrderedDict), 'an OrderedDict', state)
     _require(type(state) is dict and set(state) <= {'_metadata'}, 'an OrderedDict', state)
     if metadata is not None:
-        target._metadata = metadata  # type: ignore[attr-defined]
+        vars(target)['_metadata'] = metadata
 
 
 def _build_array(array: np.ndarray, state: Any) -> None:

@@ -52,7 +52,7 @@ def _in_float32(method: Callable[..., Any]) -> Callable[..., Any]:
             return tuple(_cast(value, dtype) for value in out)
         return _cast(out, dtype)
 
-    compute.in_float32 = True  # type: ignore[attr-defined]
+    vars(compute)['in_float32'] = True
     return compute
 
 

@@ -1,4 +1,4 @@
-"""What is wrong with a config or a training although nothing would stop it, or not where the mistake is."""
+"""Mistakes in a config or a training that would stop nothing, or stop it far from where the mistake is."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ class TrainingChecks(Hook):
 
 
 def check_config(cfg: Config) -> None:
-    """See that a CroprViT has taken the place of another backbone completely.
+    """Check that a CroprViT has taken the place of another backbone completely.
 
     Raises:
-        ValueError: arguments of the old backbone, its weights, a stride or a level that is not there any more. The
+        ValueError: arguments of the old backbone, its weights, a stride or a feature map that is no longer there. The
             message names the key and what to write.
     """
-    for where, holder in _holders(cfg):
+    for where, holder in _swapped(cfg):
         _check_arguments(f'{where}.backbone', holder.backbone)
         if holder.get('pretrained') is not None:
             raise ValueError(
@@ -56,25 +56,34 @@ def check_config(cfg: Config) -> None:
             _check_levels(f'{where}.{key}', holder.get(key), _num_maps(holder.backbone, necks))
 
 
-def _holders(cfg: Config) -> Iterator[tuple[str, Any]]:
-    """The models of a config whose backbone is a CroprViT, and where they are."""
+def holders(cfg: Config) -> Iterator[tuple[str, Any]]:
+    """What may hold a backbone, with its key: the model, and the detector in trackers and semi-supervised detectors."""
     model = cfg.get('model')
-    for where in HOLDERS:
-        holder = model if where == 'model' or not isinstance(model, Mapping) else model.get('detector')
-        if isinstance(holder, Mapping) and is_type(holder.get('backbone'), 'CroprViT'):
-            yield where, holder
+    for key, holder in zip(HOLDERS, (model, model.get('detector') if isinstance(model, Mapping) else None)):
+        if isinstance(holder, Mapping):
+            yield key, holder
+
+
+def _swapped(cfg: Config) -> Iterator[tuple[str, Any]]:
+    """The holders whose backbone is a CroprViT."""
+    return ((key, holder) for key, holder in holders(cfg) if is_type(holder.get('backbone'), 'CroprViT'))
 
 
 def _check_arguments(key: str, backbone: Mapping[str, Any]) -> None:
-    kind = backbone['type'] if isinstance(backbone['type'], type) else CroprViT
-    parameters = inspect.signature(kind).parameters.values()
-    valid = [parameter.name for parameter in parameters]
-    unknown = sorted(set(backbone) - {'type', '_scope_', *valid})
-    if unknown and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+    valid = arguments_of(backbone['type'] if isinstance(backbone['type'], type) else CroprViT)
+    unknown = sorted(set(backbone) - {'type', '_scope_', *(valid or ())})
+    if unknown and valid is not None:
         raise ValueError(
             f'{key} has {", ".join(unknown)}, which CroprViT does not take. If that is from the backbone before, '
             f'_delete_=True is missing in {key}; valid are {", ".join(valid)}'
         )
+
+
+def arguments_of(kind: type) -> list[str] | None:
+    """Names of the arguments of a CroprViT; None where a subclass takes any."""
+    parameters = inspect.signature(kind).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return None if takes_any else list(parameters)
 
 
 def _num_maps(backbone: Mapping[str, Any], necks: list[Any]) -> int | None:
@@ -93,8 +102,8 @@ def _num_maps(backbone: Mapping[str, Any], necks: list[Any]) -> int | None:
 def _check_levels(key: str, head: Any, count: int | None) -> None:
     for i, settings in enumerate(head if isinstance(head, (list, tuple)) else [head]):
         index = settings.get('in_index') if isinstance(settings, Mapping) else None
-        wanted = list(index) if isinstance(index, (list, tuple)) else [index]
-        if count is not None and any(isinstance(level, int) and not -count <= level < count for level in wanted):
+        listed = list(index) if isinstance(index, (list, tuple)) else [index]
+        if count is not None and any(isinstance(i, int) and not -count <= i < count for i in listed):
             name = f'{key}[{i}]' if isinstance(head, (list, tuple)) else key
             remedy = f', or {key}=None to leave it out' if key.endswith('auxiliary_head') else ''
             raise ValueError(
@@ -106,7 +115,7 @@ def _check_levels(key: str, head: Any, count: int | None) -> None:
 def config_warnings(cfg: Config) -> list[str]:
     """What works here and would not elsewhere."""
     imports = (cfg.get('custom_imports') or {}).get('imports')
-    by_name = any(isinstance(holder.backbone.type, str) for _, holder in _holders(cfg))
+    by_name = any(isinstance(holder.backbone.type, str) for _, holder in _swapped(cfg))
     if by_name and not imports:
         return [
             "custom_imports=dict(imports=['cropr_mm']) is missing in the config; this tool imports cropr_mm, those of "
@@ -140,7 +149,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def label_warnings(model: nn.Module) -> list[str]:
-    """Where scorers learn from other classes, or from other pixels, than the main head beside their backbone.
+    """Where pruners learn from other classes, or from other pixels, than the main head beside their backbone.
 
     Silent where a difference can be meant: label maps of stuff and things beside boxes, heads of one class (RPN).
     """
@@ -149,7 +158,7 @@ def label_warnings(model: nn.Module) -> list[str]:
         if not isinstance(backbone, CroprViT):
             continue
         owner = model.get_submodule(name.rpartition('.')[0])
-        for pruner in backbone.pruners:
+        for pruner in backbone.pruners.values():
             head = getattr(pruner, 'aux_head', None)
             key = f'{name}.pruning.pruner' + ('' if isinstance(pruner, DifficultyPruner) else '.aux_head')
             messages += _differences(key, head, owner)
@@ -170,7 +179,7 @@ def _differences(key: str, aux_head: Any, owner: nn.Module) -> Iterator[str]:
         known = _numbers(heads, 'ignore_index')
         if known and isinstance(ignored, int) and ignored not in known:
             yield (
-                f'{key}.ignore_index={ignored}, but {name}.ignore_index={min(known)}: the scorers learn from pixels '
+                f'{key}.ignore_index={ignored}, but {name}.ignore_index={min(known)}: the pruners learn from pixels '
                 f'that the head ignores; set {key}.ignore_index={min(known)}'
             )
 
@@ -182,7 +191,7 @@ def _numbers(heads: list[nn.Module], name: str) -> set[int]:
 
 def _main_heads(owner: nn.Module) -> Iterator[tuple[str, list[nn.Module]]]:
     if any(hasattr(owner, name) for name in ('semantic_head', 'panoptic_head')):
-        return  # things alone, or things and stuff: what the scorers should learn from is the user's choice
+        return  # things alone, or things and stuff: what the pruners should learn from is the user's choice
     for name in ('decode_head', 'bbox_head', 'roi_head.bbox_head', 'head'):
         head: Any = owner
         for part in name.split('.'):

@@ -12,8 +12,9 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..checkpoint.state_dict import weights_of
+from ..checkpoint.whole_model import weights_of
 from ..models.cropr_vit import CroprViT
+from ..models.pruning import Schedule
 from .bfloat16 import let_mmcv_take_bfloat16
 from .checks import unwrap, warn_before_training
 from .curriculum import Curriculum
@@ -26,20 +27,22 @@ class CroprHook(Hook):
 
     The losses join through a PyTorch forward hook on the unwrapped model, inside the wrapped model's forward, so
     that DDP, FSDP, AMP, gradient accumulation and EMA see one ordinary loss. ``cropr.loss_aux`` is the sum over all
-    modules (weight 1, arXiv 2412.00965); ``cropr.aux.{i}`` is the value of each module, for the log alone.
+    pruners (weight 1, arXiv 2412.00965); ``cropr.aux.{block}`` is the value of the one after that block, for the log
+    alone.
 
-    The rate follows from the position in the training alone, so a resumed run continues exactly. It holds in
-    training; validation prunes at the full rate. ``cropr.progress`` in the log is the share of the final rate.
+    The rate follows from the iteration alone, so a resumed run continues exactly. It holds in training; validation
+    prunes at the full rate. In the log, ``cropr.progress`` is the share of the final rate, and ``cropr.keep_ratio``
+    the share of an image's patch tokens, at the training size, that are kept after the last pruned block.
 
     Args:
         ramp, begin, shape, by_epoch: see :class:`Curriculum`.
         retrofit: freeze the whole model but the pruners, to make a finished dense model prunable (load it by
-            ``load_from``). What is frozen stays as it was to the bit, and in evaluation mode. DDP reduces the
+            ``load_from``). What is frozen keeps its values to the bit, and stays in evaluation mode. DDP reduces the
             gradients of the pruners alone.
 
     Raises:
-        ValueError: a setting out of range, a model without a CroprViT or with a CroprHook already, a retrofit of
-            random weights or with nothing to train.
+        ValueError: a setting out of range, a model without a CroprViT, a second CroprHook, a retrofit of random
+            weights or with nothing to train.
     """
 
     priority = 'NORMAL'
@@ -72,7 +75,15 @@ class CroprHook(Hook):
     def before_train(self, runner: Runner) -> None:
         self.curriculum.check(runner)
         model = unwrap(runner.model)
+        if sum(isinstance(hook, CroprHook) for hook in runner.hooks) > 1:
+            raise ValueError(
+                f'CroprHook: {type(model).__name__} has one already; leave one of them in custom_hooks, and look for '
+                'the other in the configs under _base_'
+            )
         self.attach(model)
+        for name, backbone in model.named_modules():
+            if isinstance(backbone, CroprViT) and backbone.schedule is not None:
+                runner.logger.info(f'CroprHook: {_plan(name, backbone, backbone.schedule)}')
         if self.retrofit:
             check_start(model, runner._has_loaded)
             trained, frozen = freeze_all_but_pruners(model)
@@ -84,9 +95,11 @@ class CroprHook(Hook):
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         self._set_progress(runner)
-        pruned = [backbone for backbone in self._backbones if backbone.schedule is not None]
-        if pruned:
-            runner.message_hub.update_scalar('train/cropr.progress', pruned[0].pruning_progress)
+        for backbone in self._backbones:
+            if backbone.schedule is not None:  # numbers of this process: the log costs no synchronisation
+                runner.message_hub.update_scalar('train/cropr.progress', backbone.pruning_progress)
+                runner.message_hub.update_scalar('train/cropr.keep_ratio', _keep_ratio(backbone, backbone.schedule))
+                break
         for module in self._evaluated:  # the loop puts the whole model into training mode before each iteration
             module.training = False
 
@@ -94,7 +107,14 @@ class CroprHook(Hook):
         self.detach()
 
     def attach(self, model: nn.Module) -> None:
-        """Register on an unwrapped model; a second call replaces the first."""
+        """Register on an unwrapped model, in place of this hook or another that is registered there.
+
+        A training that an exception ended leaves its hook registered: mmengine calls none in that case.
+        """
+        for function in list(model._forward_hooks.values()):
+            owner = getattr(function, '__self__', None)
+            if isinstance(owner, CroprHook):
+                owner.detach()
         self.detach()
         self._backbones = [m for m in model.modules() if isinstance(m, CroprViT)]
         if not self._backbones:
@@ -102,18 +122,12 @@ class CroprHook(Hook):
                 f'CroprHook: {type(model).__name__} has no CroprViT; set model.backbone.type to '
                 "'CroprViT' or take the hook out of custom_hooks"
             )
-        if any(backbone.aux_is_read for backbone in self._backbones):
-            self._backbones = []  # they are the other one's
-            raise ValueError(
-                f'CroprHook: {type(model).__name__} has one already; leave one of them in custom_hooks, and look for '
-                'the other in the configs under _base_'
-            )
         for backbone in self._backbones:
             backbone.aux_is_read = True
         self._handle = model.register_forward_hook(self._add_losses, with_kwargs=True)
 
     def detach(self) -> None:
-        """Take everything back that ``attach`` did."""
+        """Undo everything that :meth:`attach` did."""
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
@@ -141,8 +155,26 @@ class CroprHook(Hook):
         return {**output, **losses}
 
 
+def _plan(name: str, backbone: CroprViT, schedule: Schedule) -> str:
+    """What is pruned where, at the training size and the final rate."""
+    kept = backbone.grid[0] * backbone.grid[1]
+    line = f'{name or "the model"}: of {kept} patch tokens ({backbone.grid[0]}×{backbone.grid[1]})'
+    parts = []
+    for block, count in zip(schedule.blocks, schedule.counts(backbone.grid, backbone.num_prefix_tokens)):
+        kept -= count
+        parts.append(f'{kept} after block {block}')
+    pruner = ', '.join(sorted({type(pruner).__name__ for pruner in backbone.pruners.values()}))
+    return f'{line}, {pruner} keeps {", ".join(parts)}, once the final rate is reached'
+
+
+def _keep_ratio(backbone: CroprViT, schedule: Schedule) -> float:
+    """Share of the patch tokens of a training image that are kept after the last pruned block, now."""
+    counts = schedule.counts(backbone.grid, backbone.num_prefix_tokens, backbone.pruning_progress)
+    return 1 - sum(counts) / (backbone.grid[0] * backbone.grid[1])
+
+
 def _check_size(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Positional embeddings are resized as they load, what the optimizer keeps of them is not."""
+    """Refuse to resume at another size: a positional embedding is resized as it loads, its optimizer state is not."""
     for name, backbone in model.named_modules():
         if isinstance(backbone, CroprViT) and backbone.pos_embed is not None:
             found = weights.get(f'{name}.pos_embed'.lstrip('.'))

@@ -17,14 +17,14 @@ SHAPES: dict[str, Callable[[float], float]] = {
 
 
 class Curriculum:
-    """Share of the final pruning rate, from the position in the training alone, so a resumed run continues exactly.
+    """Share of the final pruning rate, from the iteration or epoch alone, so a resumed run continues exactly.
 
     As published (arXiv 2412.00965): linear from 0 over the first half of the epochs, then constant.
 
     Args:
         ramp: share of the training, 0 to 1, over which the rate grows from 0 to its final value. 0 jumps.
         begin: share of the training, 0 to 1, before the growth begins; until then nothing is pruned while the
-            scorers learn already.
+            pruners learn already.
         shape: ``'linear'``, ``'cosine'`` or ``'cubic'``.
         by_epoch: whether the rate changes from epoch to epoch only, or from iteration to iteration.
 
@@ -62,7 +62,7 @@ class Curriculum:
         return SHAPES[self.shape](past / length) if past < length else 1.0
 
     def progress_of(self, runner: Runner) -> float:
-        """Share of the final rate at the runner's position."""
+        """Share of the final rate at the runner's iteration or epoch."""
         if self.by_epoch:
             return self.progress(runner.epoch, runner.max_epochs)
         return self.progress(runner.iter, runner.max_iters)

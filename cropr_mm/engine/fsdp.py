@@ -12,9 +12,9 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 from torch.distributed.fsdp.wrap import lambda_auto_wrap_policy
 
-from ..checkpoint.state_dict import WRAPPED
+from ..checkpoint.names import strip_module, strip_wrappers
+from ..checkpoint.whole_model import weights_of
 from ..models.layers import Block
-from ..utils.compat import remove_prefix
 
 
 @FUNCTIONS.register_module()
@@ -28,7 +28,7 @@ class CroprFSDPStrategy(FSDPStrategy):
     """mmengine's FSDPStrategy with the optimizer that the same config has without sharding.
 
     The parameter groups are made before the model is wrapped. Afterwards a parameter is a flat shard with another
-    name, so rules by name, by number of dimensions (no weight decay on biases) and by module would go astray
+    name, so rules by name, by number of dimensions (no weight decay on biases) and by module would be wrong
     unnoticed. ``clip_grad`` clips by the norm of the whole gradient, not of each shard by its own. Training resumes:
     mmengine 0.10 calls PyTorch before 2.1.
 
@@ -64,7 +64,7 @@ class CroprFSDPStrategy(FSDPStrategy):
     def build_optim_wrapper(self, optim_wrapper: OptimWrapper, model: nn.Module | None = None) -> OptimWrapper:
         """Put the shards in place of the parameters that they are of."""
         assert isinstance(model, FSDP)
-        shards = {name.replace(WRAPPED, ''): parameter for name, parameter in model.named_parameters()}
+        shards = {strip_wrappers(name): parameter for name, parameter in model.named_parameters()}
         self._names: list[str] = []
         for group in optim_wrapper.optimizer.param_groups:
             names = [self.id_to_name[id(parameter)] for parameter in group['params']]
@@ -84,17 +84,18 @@ class CroprFSDPStrategy(FSDPStrategy):
         state = super().model_state_dict()
         metadata = getattr(state, '_metadata', None)
         if metadata is not None:  # PyTorch takes FSDP's names out of those of weights alone
-            places = {place: f'{place}.'.replace(WRAPPED, '')[:-1] for place in metadata}
-            state._metadata = {places[place]: entry for place, entry in metadata.items()}
+            state._metadata = {strip_module(name): entry for name, entry in metadata.items()}
         return state
 
     def load_model_state_dict(self, state_dict: dict[str, Any], *, strict: bool = False, **unused: Any) -> None:
-        if all(name.startswith('module.') for name in state_dict):  # as FlexibleRunner saves under DDP
-            state_dict = {remove_prefix(name, 'module.'): value for name, value in state_dict.items()}
-        wrong = self.model.load_state_dict(state_dict, strict=strict)
+        weights: Any = weights_of(dict(state_dict=state_dict))  # under DDP, FlexibleRunner saves the wrapper's names
+        metadata = getattr(weights, '_metadata', {})
+        modules = {name: metadata.get(strip_module(name)) for name, _ in self.model.named_modules()}
+        weights._metadata = {name: entry for name, entry in modules.items() if entry is not None}
+        wrong = self.model.load_state_dict(weights, strict=strict)
         for what, names in (('missing', wrong.missing_keys), ('left over', wrong.unexpected_keys)):
             if names:
-                listed = ', '.join(sorted(name.replace(WRAPPED, '') for name in names))
+                listed = ', '.join(sorted(map(strip_wrappers, names)))
                 self.logger.warning(f'{type(self).__name__}: of the weights in the checkpoint, {what}: {listed}')
 
     def load_optim_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -25,11 +25,11 @@ class CroprLayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     """Gives each block of a CroprViT a learning rate of its own (Clark et al., arXiv 2003.10555).
 
     ``optim_wrapper = dict(constructor='CroprLayerDecayOptimWrapperConstructor',
-    paramwise_cfg=dict(layer_decay_rate=0.9), …)``. Layer 0 is the embedding with positions, class token and registers,
+    paramwise_cfg=dict(layer_decay_rate=0.9), …)``. Layer 0 is the embedding with positions and prefix tokens,
     layer i + 1 is block i, and the last layer, ``depth + 1``, is everything else: final norm, pruners, necks, heads.
     The factor is ``rate ** (depth + 1 - layer)``. The CroprViT may sit anywhere in the model, and there may be several.
 
-    No weight decay on norms, biases and other parameters of one dimension, position embeddings and prefix tokens of
+    No weight decay on norms, biases and other parameters of one dimension, positional embeddings and prefix tokens of
     the CroprViT, and the queries of its pruners. Frozen parameters get into no group.
 
     Args:
@@ -130,7 +130,7 @@ def _is_token(path: str) -> bool:
 
 
 def _part(home: str | None, path: str) -> str:
-    """A parameter's name, cut behind the part of the model that the layers tell apart."""
+    """A parameter's name, cut after the part of the model that the layers tell apart."""
     parts = path.split('.')
     if home is None:
         return parts[0]

@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from ..models.pruning.oracle import OraclePruner, object_share
+from .checks import unwrap
 
 
 @HOOKS.register_module()
@@ -26,13 +27,16 @@ class OracleHook(Hook):
 
     def __init__(self, object_classes: Sequence[int] | None = None) -> None:
         self.object_classes = object_classes
+        self._handle: RemovableHandle | None = None
 
     def before_run(self, runner: Runner) -> None:
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        self.attach(model)
+        self.attach(unwrap(runner.model))
 
     def attach(self, model: nn.Module) -> None:
-        """Register on an unwrapped model with a CroprViT whose pruners are OraclePruners."""
+        """Register on an unwrapped model with a CroprViT whose pruners are OraclePruners; replaces an earlier call.
+
+        mmengine announces each run of a runner: a training, and the test after it.
+        """
         backbone = getattr(model, 'backbone', None)
         pruners = [m for m in model.modules() if isinstance(m, OraclePruner)]
         if backbone is None or not pruners:
@@ -46,4 +50,6 @@ class OracleHook(Hook):
             for pruner in pruners:
                 pruner.share = torch.stack(share) if share else None
 
-        model.register_forward_pre_hook(hand_over, with_kwargs=True)
+        if self._handle is not None:
+            self._handle.remove()
+        self._handle = model.register_forward_pre_hook(hand_over, with_kwargs=True)

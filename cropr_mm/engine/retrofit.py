@@ -15,8 +15,8 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from ..checkpoint.locate import shorten
-from ..deploy import load_what_fits
+from ..checkpoint.names import shorten
+from ..checkpoint.whole_model import load_what_fits
 from ..models.cropr_vit import CroprViT
 from ..utils.checks import is_type
 
@@ -31,7 +31,7 @@ def check_wrapper(model: nn.Module) -> None:
 
 
 def check_fits(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """See that a checkpoint has every weight that will be frozen, by loading it.
+    """Check that a checkpoint has every weight that will be frozen, by loading it.
 
     Raises:
         ValueError: lists what is missing or of another shape.
@@ -46,7 +46,7 @@ def check_fits(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def check_start(model: nn.Module, loaded: bool) -> None:
-    """See that the weights to be frozen are not random.
+    """Check that the weights to be frozen are not random.
 
     Args:
         model: unwrapped.
@@ -77,8 +77,8 @@ def check_start(model: nn.Module, loaded: bool) -> None:
 def wrap_again(runner: Runner) -> None:
     """Put the model, whose parameters are frozen by now, into a new DistributedDataParallel.
 
-    mmengine wraps before any hook runs. The wrapper made then would reduce the gradients of all parameters, and wait
-    for those that never come.
+    mmengine wraps before any hook runs. The wrapper made then would reduce the gradients of all parameters, and hang
+    at those that have none.
 
     Raises:
         ValueError: another wrapper.

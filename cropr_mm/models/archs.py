@@ -26,11 +26,11 @@ class Arch:
         depth: number of blocks.
         num_heads: attention heads; must divide ``embed_dim``.
         mlp_ratio: hidden channels of the MLP per channel of a token.
-        class_token: whether a class token goes in front of the patch tokens.
-        num_registers: learnt tokens between the class token and the patch tokens (Darcet et al., arXiv 2309.16588).
-        position_embedding: whether patch tokens get a learnt absolute position embedding. The class token has an
+        class_token: whether there is a [CLS] token before the patch tokens.
+        num_registers: learned tokens between the [CLS] token and the patch tokens (Darcet et al., arXiv 2309.16588).
+        position_embedding: whether patch tokens get a learned absolute positional embedding. The [CLS] token has an
             entry in it where there are no registers; with registers no prefix token has one.
-        rotary: rotary position embedding of queries and keys: None, ``'eva02'`` or ``'dinov3'``, which differ in
+        rotary: positional embedding of queries and keys (RoPE): None, ``'eva02'`` or ``'dinov3'``, which differ in
             coordinates, frequencies and channel pairs (see :func:`~cropr_mm.models.rotary.rotary_angles`).
         rotary_ref: side of the grid, in patches, that the angles of ``'eva02'`` are scaled to.
         mlp: ``'gelu'``, ``'swiglu'`` (gate and value in two layers) or ``'swiglu_packed'`` (in one).
@@ -38,7 +38,7 @@ class Arch:
         attn_norm: LayerNorm between attention and its output projection (EVA-02's CLIP models).
         qkv_fused: queries, keys and values from one linear layer.
         key_bias: whether keys have a bias; queries and values always have one.
-        layer_scale: initial value of a learnt factor per channel behind attention and MLP (Touvron et al.,
+        layer_scale: initial value of a learned factor per channel after attention and MLP (Touvron et al.,
             arXiv 2103.17239), or None for no such factor.
         norm_eps: epsilon of the LayerNorms.
     """
@@ -63,12 +63,12 @@ class Arch:
 
     @property
     def num_prefix_tokens(self) -> int:
-        """Tokens in front of the patch tokens: the class token, then the registers."""
+        """Tokens before the patch tokens: the [CLS] token, then the registers."""
         return int(self.class_token) + self.num_registers
 
     @property
     def num_embedded_prefix_tokens(self) -> int:
-        """Prefix tokens that have an entry in the absolute position embedding."""
+        """Prefix tokens that have an entry in the absolute positional embedding."""
         return int(self.class_token and not self.num_registers)
 
 

@@ -121,7 +121,7 @@ class SwiGLU(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """One learnt factor per channel (Touvron et al., arXiv 2103.17239)."""
+    """One learned factor per channel (Touvron et al., arXiv 2103.17239)."""
 
     def __init__(self, dim: int, initial: float) -> None:
         super().__init__()

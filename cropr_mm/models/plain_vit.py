@@ -130,7 +130,7 @@ class PlainViT(BaseModule):
 
     def _freeze(self) -> None:
         last = self.out_indices[-1]
-        if last < self.depth - 1:  # what is not computed has no gradient either: DDP then does not wait for one
+        if last < self.depth - 1:  # what is not computed has no gradient either, and DDP expects none of it
             for part in (*list(self.blocks)[last + 1 :], self.norm):
                 part.requires_grad_(False)
         if self.frozen_stages < 0:

@@ -1,4 +1,4 @@
-"""Rotary position embedding of queries and keys: angles that belong to tokens, and turning by them."""
+"""Rotary positional embedding (RoPE): the angles of tokens, and turning queries and keys by them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attention within windows of the patch grid, among whichever tokens are still there.
+"""Attention within windows of the patch grid, among the current tokens.
 
 Tokens lie in memory window by window, so the tokens of a window are neighbours. How many there are depends on the data.
 Where a kernel takes sequences of different lengths, the cost follows their lengths; elsewhere, and for compilers,
@@ -37,7 +37,7 @@ def count_windows(grid: tuple[int, int], size: int) -> int:
 
 
 class Windows:
-    """Which window each of the tokens at hand lies in.
+    """Which window each of the current tokens lies in.
 
     No dataclass, as FSDP's mixed precision writes into those.
 
@@ -45,7 +45,7 @@ class Windows:
         window_id: (B, N) int64, ascending in each sample: the window of each patch token.
         count: windows of the grid.
         capacity: tokens of a whole window.
-        prefix: P, tokens in front of the patch tokens. They attend to all tokens, and all attend to them.
+        prefix: P, the number of prefix tokens. They attend to all tokens, and all attend to them.
         whole: every window holds ``capacity`` tokens.
     """
 
@@ -72,7 +72,7 @@ def windowed_attention(q: Tensor, k: Tensor, v: Tensor, windows: Windows) -> Ten
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Fused attention on (B, M, heads, head_dim); ``mask``, true where attention is wanted, fits (B, heads, M, M)."""
+    """Fused attention on (B, M, heads, head_dim); ``mask``, true where a query sees a key, fits (B, heads, M, M)."""
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
 
@@ -133,10 +133,8 @@ def _same_window(windows: Windows) -> Tensor:
 
 def _starts(windows: Windows, after: bool = False) -> Tensor:
     """First patch token of each window (B, windows), or the first one after it."""
-    wanted = (
-        torch.arange(windows.count, device=windows.window_id.device).expand(len(windows.window_id), -1).contiguous()
-    )
-    return torch.searchsorted(windows.window_id.contiguous(), wanted, right=after)
+    ids = torch.arange(windows.count, device=windows.window_id.device).expand(len(windows.window_id), -1).contiguous()
+    return torch.searchsorted(windows.window_id.contiguous(), ids, right=after)
 
 
 # --- sequences of different lengths ---------------------------------------------------------------------------
@@ -174,7 +172,7 @@ def attend_sequences(
     """Attention within each of several sequences, one after the other.
 
     Args:
-        query, key, value: (T, heads, head_dim), the sequences one behind the other.
+        query, key, value: (T, heads, head_dim), the sequences one after the other.
         cu_seq_q, cu_seq_k: (sequences + 1,), where each begins, and the end.
         max_q, max_k: not needed here.
     """

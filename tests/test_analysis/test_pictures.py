@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from cropr_mm.analysis.pictures import TokenPicture, draw_pictures
-from cropr_mm.analysis.routing import STAYED
+from cropr_mm.analysis.routing import KEPT
 
 pytest.importorskip('matplotlib')
 Image = pytest.importorskip('PIL.Image')
 
 
 def picture(**labels):
-    exits = np.full((3, 4), STAYED)
+    exits = np.full((3, 4), KEPT)
     exits[0] = 0
     exits[1] = 2
     return TokenPicture(np.full((24, 30, 3), 255, np.uint8), exits, patch_size=8, **labels)

@@ -5,7 +5,7 @@ import torch
 from helpers import cropr, seg_sample, small_vit
 from mmengine.model import BaseModel
 
-from cropr_mm.analysis.routing import STAYED, record_routing, routing_overlap, routing_shares
+from cropr_mm.analysis.routing import KEPT, record_routing, routing_overlap, routing_shares
 from cropr_mm.models.cropr_vit import find_backbone
 
 PRUNING = dict(rate=8, pruner=cropr())
@@ -20,7 +20,7 @@ def test_exits_count_what_the_schedule_says():
     counts = model.schedule.counts((6, 6), 1)
     for block, count in zip(model.schedule.blocks, counts):
         assert ((exits == block).flatten(1).sum(dim=1) == count).all()
-    assert ((exits == STAYED).flatten(1).sum(dim=1) == 36 - sum(counts)).all()
+    assert ((exits == KEPT).flatten(1).sum(dim=1) == 36 - sum(counts)).all()
     assert not model.prune_listeners
 
 

@@ -399,7 +399,7 @@ def write_corpus(folder: Path, proof: Path) -> list[Path]:
     legacy(add('legacy view beyond'), program(tensor(of=legacy_storage(view=('1', 2, 9)))))
     container = group(value('module'), name('torch.Size'), value('f.py'), value('x')) + b'Q'
     legacy(add('legacy container'), program(container))
-    add('legacy command in front', program(run) + text)
+    add('legacy command before', program(run) + text)
     with tarfile.open(add('tar'), 'w') as tar:
         for title in ('storages', 'tensors', 'pickle'):
             entry = tarfile.TarInfo(title)

@@ -27,6 +27,8 @@ RUNNERS = ('load_from', 'resume', 'inference', 'retrofit')
 TOOLS = ('deploy.py', 'sweep_rates.py', 'visualize_tokens.py', 'analyze_routing.py', 'test.py', 'train.py --resume')
 FEW = ('ndarray called', 'os.system', 'storage too long', 'cut at 0.9', 'legacy command', 'beyond.safetensors')
 """For doors that build a data set and a model before they read the file."""
+LONG = ('pairs again and again', 'the same part everywhere')
+"""Refused after seconds of work, by a limit of the reader: for the first door of each process."""
 
 
 @pytest.fixture(scope='module')
@@ -45,6 +47,7 @@ def knock(doors: tuple[str, ...], corpus: list[Path], proof: Path, folder: Path)
     for door in doors:
         few = door in ('retrofit', 'test.py', 'train.py --resume')
         fitting = [file for file in corpus if not few or any(part in file.name for part in FEW)]
+        fitting = [file for file in fitting if door == doors[0] or not any(part in file.name for part in LONG)]
         tasks[door] = [str(file) for file in fitting if file.suffix == '.pth' or door != 'init_cfg s3']
     (folder / 'tasks.json').write_text(json.dumps(dict(proof=str(proof), doors=tasks)))
     command = [sys.executable, str(DOORS), str(folder / 'tasks.json')]
@@ -76,11 +79,13 @@ def test_the_corpus_is_large_and_its_programs_do_what_they_say(corpus: list[Path
 
 @pytest.mark.slow
 def test_every_file_is_refused_by_init_cfg_and_by_mmengine(corpus: list[Path], proof: Path, tmp_path: Path) -> None:
+    """All doors but the tools', in one process: an attack that crashes it is one of the answers."""
     check(knock(('init_cfg path', *ADDRESSES, *RUNNERS), corpus, proof, tmp_path))
 
 
 @pytest.mark.slow
 def test_every_file_is_refused_by_every_tool(corpus: list[Path], proof: Path, tmp_path: Path) -> None:
+    """The tools as they are called, each with what it does before it reads the file."""
     pytest.importorskip('mmseg')
     write_sample_data(tmp_path / 'data' / 'sample', train=2, val=2, progress=False)
     check(knock(TOOLS, corpus, proof, tmp_path))

@@ -116,7 +116,7 @@ def dinov2(state):
 
 def dinov2_registers(state):
     state = dict(state)
-    of_class = torch.randn(1, 1, 48)  # timm adds the class token's position to the token itself
+    of_class = torch.randn(1, 1, 48)  # timm adds the [CLS] token's position to the token itself
     state['register_tokens'] = state.pop('reg_token')
     state['cls_token'] = state['cls_token'] - of_class
     state['pos_embed'] = torch.cat([of_class, state['pos_embed']], dim=1)

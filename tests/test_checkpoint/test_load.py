@@ -10,7 +10,7 @@ from helpers import SMALL, cropr, small_vit
 from mmengine.logging import MMLogger
 from safetensors.torch import save_file
 
-from cropr_mm import CroprViT
+from cropr_mm import CroprViT, PlainViT
 from cropr_mm.checkpoint import load_vit_weights, locate, read_state_dict
 
 
@@ -20,8 +20,6 @@ def weights_of(model):
 
 def assert_same(model, weights):
     for name, value in weights.items():
-        if name == 'pruners.blocks' and not value.numel():
-            continue  # of a dense model
         assert torch.equal(model.state_dict()[name], value), name
 
 
@@ -140,9 +138,9 @@ def test_a_checkpoint_of_mmengines_runner_is_read(weights, tmp_path):
         None,
         dict(pruner=dict(type='RandomPruner'), rate=8),
         dict(pruner=cropr(num_classes=5), rate=8),
-        dict(pruner=cropr(), rate=8),  # behind more blocks than the file has scorers for
+        dict(pruner=cropr(), rate=8),  # after more blocks than the file has pruners for
     ],
-    ids=['dense', 'random', 'other classes', 'more modules'],
+    ids=['dense', 'random', 'other classes', 'more pruners'],
 )
 def test_other_pruners_are_left_out_and_said_so(pruning, tmp_path, log):
     weights = weights_of(small_vit(pruning=dict(pruner=cropr(), rate=8, blocks=[0, 2])))
@@ -154,12 +152,34 @@ def test_other_pruners_are_left_out_and_said_so(pruning, tmp_path, log):
     assert "were left out, as they are not this model's (" in log()
 
 
-def test_scorers_follow_their_blocks(tmp_path, log):
-    weights = weights_of(small_vit(pruning=dict(pruner=cropr(), rate=8)))
+def counted(weights):
+    """As the first checkpoints of this package have them: pruners by their running number, and a list of blocks."""
+    blocks = sorted({int(name.split('.')[1]) for name in weights if name.startswith('pruners.')})
+    renamed = {
+        re.sub(r'^pruners\.(\d+)', lambda m: f'pruners.{blocks.index(int(m[1]))}', name): value
+        for name, value in weights.items()
+    }
+    return {**renamed, 'pruners.blocks': torch.tensor(blocks)}
+
+
+@pytest.mark.parametrize('form', [dict, counted], ids=['by block', 'counted'])
+def test_pruners_follow_their_blocks(form, tmp_path, log):
+    weights = weights_of(small_vit(pruning=dict(pruner=cropr(), rate=8, blocks=[1, 2])))
     model = small_vit(pruning=dict(pruner=cropr(), rate=8, blocks=[2]))
-    load_vit_weights(model, save(weights, tmp_path / 'w.pth'))
-    assert torch.equal(model.pruners[0].queries, weights['pruners.2.queries'])
+    load_vit_weights(model, save(form(weights), tmp_path / 'w.pth'))
+    assert torch.equal(model.pruners['2'].queries, weights['pruners.2.queries'])
     assert 'left out' not in log()
+
+
+def test_a_dense_model_takes_a_pruned_ones_weights_in_either_form(tmp_path):
+    weights = weights_of(small_vit(pruning=dict(pruner=cropr(), rate=8)))
+    for form in (dict, counted):
+        model = small_vit()
+        load_vit_weights(model, save(form(weights), tmp_path / 'w.pth'))
+        assert_same(model, {name: value for name, value in weights.items() if not name.startswith('pruners.')})
+    plain = PlainViT(SMALL['vit'], 24, 4)
+    load_vit_weights(plain, str(tmp_path / 'w.pth'))
+    assert_same(plain, model.state_dict())
 
 
 # --- what does not fit ----------------------------------------------------------------------------------------
@@ -271,11 +291,11 @@ def test_a_model_without_a_class_token_leaves_it_out_and_says_so(weights, tmp_pa
     load_vit_weights(model, save(weights, tmp_path / 'w.pth'))
     expected = {name: value for name, value in weights.items() if name != 'cls_token'}
     assert_same(model, {**expected, 'pos_embed': weights['pos_embed'][:, 1:]})
-    assert 'class token left out, as the model has none' in log()
+    assert '[CLS] token left out, as the model has none' in log()
 
 
 def detector_of_eva02(angles):
-    """A model without class token, and a file of EVA-02's detectors: angles of windows and of the whole grid."""
+    """A model without a [CLS] token, and a file of EVA-02's detectors: angles of windows and of the whole grid."""
     weights = weights_of(small_vit('eva02'))
     state = {name: value for name, value in weights.items() if name != 'cls_token'}
     wrapped = {f'backbone.net.{name}': value for name, value in {**state, **angles}.items()}

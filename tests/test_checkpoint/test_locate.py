@@ -1,8 +1,6 @@
 """Where in a file a ViT is found, and the grid it was trained on."""
 
 import argparse
-import shutil
-from urllib.error import URLError
 
 import pytest
 import torch
@@ -14,7 +12,7 @@ from parity import import_timm
 from safetensors.torch import save_file
 from torch import nn
 
-from cropr_mm.checkpoint import read, read_state_dict, read_weights
+from cropr_mm.checkpoint import read_checkpoint, read_state_dict, read_weights
 
 
 def vit(value):
@@ -22,7 +20,7 @@ def vit(value):
     return {name: torch.full((2,), float(value)) for name in ('patch_embed.proj.weight', 'norm.weight')}
 
 
-def behind(prefix, weights):
+def under(prefix, weights):
     return {prefix + name: value for name, value in weights.items()}
 
 
@@ -36,13 +34,13 @@ def write(content, path):
     [
         (vit(1), ''),
         ({'model': vit(1), 'optimizer': {'state': {0: {'exp_avg': torch.ones(2)}}}}, 'model.'),
-        ({'module': behind('module.', vit(1))}, 'module.module.'),
-        ({'state_dict': behind('backbone.', vit(1)), 'meta': {}}, 'state_dict.backbone.'),
-        ({'state_dict': behind('model.encoder.', vit(1))}, 'state_dict.model.encoder.'),
-        ({'teacher': behind('backbone.', vit(1)), 'student': behind('backbone.', vit(0))}, 'teacher.backbone.'),
+        ({'module': under('module.', vit(1))}, 'module.module.'),
+        ({'state_dict': under('backbone.', vit(1)), 'meta': {}}, 'state_dict.backbone.'),
+        ({'state_dict': under('model.encoder.', vit(1))}, 'state_dict.model.encoder.'),
+        ({'teacher': under('backbone.', vit(1)), 'student': under('backbone.', vit(0))}, 'teacher.backbone.'),
         ({'student': vit(0), 'teacher': vit(1)}, 'teacher.'),
         ({'model_ema': vit(0), 'model': vit(1)}, 'model.'),
-        ({'ema_state_dict': behind('module.', vit(0)), 'state_dict': vit(1)}, 'state_dict.'),
+        ({'ema_state_dict': under('module.', vit(0)), 'state_dict': vit(1)}, 'state_dict.'),
     ],
 )
 def test_the_patch_embedding_tells_where_the_names_begin(content, place, tmp_path):
@@ -61,13 +59,13 @@ def test_openmmlabs_patch_embedding_tells_too(tmp_path):
 
 def test_what_lies_elsewhere_is_counted_by_its_first_word(tmp_path):
     heads = {'decode_head.conv.weight': torch.ones(1), 'decode_head.conv.bias': torch.ones(1), 'neck.w': torch.ones(1)}
-    content = {'state_dict': {**behind('backbone.', vit(1)), **heads}}
+    content = {'state_dict': {**under('backbone.', vit(1)), **heads}}
     assert read_weights(write(content, tmp_path / 'w.pth')).elsewhere == ('decode_head (2)', 'neck (1)')
 
 
 @pytest.mark.parametrize('prefix', ['student', 'student.', 'student.backbone.', 'student.backbone'])
 def test_prefix_chooses_among_several(prefix, tmp_path):
-    content = {'teacher': behind('backbone.', vit(0)), 'student': behind('backbone.', vit(1))}
+    content = {'teacher': under('backbone.', vit(0)), 'student': under('backbone.', vit(1))}
     if prefix.startswith('student.b'):
         assert read_weights(write(content, tmp_path / 'w.pth'), prefix).place == 'student.backbone.'
     else:
@@ -76,81 +74,33 @@ def test_prefix_chooses_among_several(prefix, tmp_path):
 
 
 def test_prefix_is_taken_as_mmengine_takes_it(tmp_path):
-    state = {**behind('backbone.', vit(1)), **behind('other.', vit(0))}
+    state = {**under('backbone.', vit(1)), **under('other.', vit(0))}
     path = write({'state_dict': state}, tmp_path / 'w.pth')
     assert read_weights(path, 'backbone').place == 'state_dict.backbone.'
-    with pytest.raises(ValueError, match=r"several ViTs, behind 'state_dict.backbone.', 'state_dict.other.'; choose"):
+    with pytest.raises(ValueError, match=r"several ViTs, at 'state_dict.backbone.', 'state_dict.other.'; choose"):
         read_weights(path)
+
+
+@pytest.mark.parametrize(
+    'outer, inner',
+    [
+        ('module.', ''),
+        ('_orig_mod.', '_orig_mod.'),
+        ('module._orig_mod.', '_orig_mod.'),
+        ('_fsdp_wrapped_module.', '_fsdp_wrapped_module.'),
+    ],
+)
+def test_what_wraps_a_model_or_a_part_of_it_is_stripped_at_every_door(outer, inner, tmp_path):
+    """DDP, torch.compile and FSDP rename weights; the latter two wrap parts, too."""
+    names = [f'{outer}backbone.{inner}{name}' for name in ('patch_embed.proj.weight', f'blocks.0.{inner}norm1.bias')]
+    path = write({'state_dict': dict.fromkeys(names, torch.ones(2))}, tmp_path / 'w.pth')
+    assert set(read_state_dict(path)) == {'patch_embed.proj.weight', 'blocks.0.norm1.bias'}
+    assert set(read_checkpoint(path)[0]) == {'backbone.patch_embed.proj.weight', 'backbone.blocks.0.norm1.bias'}
 
 
 def test_the_command_line_that_training_scripts_save_is_no_obstacle(tmp_path):
     content = {'model': vit(1), 'args': argparse.Namespace(lr=0.1, output='out'), 'epoch': 3}
     assert read_weights(write(content, tmp_path / 'w.pth')).place == 'model.'
-
-
-# --- addresses ------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def internet(tmp_path, monkeypatch):
-    """What there is to download, file by address, and what was done with it, in order."""
-    served, done = {}, []
-
-    def download(address, target, progress):
-        done.append(address)
-        if address not in served:
-            raise URLError('no such host')
-        shutil.copy(served[address], target)
-
-    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path / 'hub'))
-    monkeypatch.setattr(torch.hub, 'download_url_to_file', download)
-    monkeypatch.setattr(read, 'barrier', lambda: done.append('barrier'))
-    return served, done
-
-
-@pytest.mark.parametrize('suffix', ['pth', 'safetensors'])
-def test_files_of_one_name_from_two_addresses_are_two(suffix, tmp_path, internet):
-    served, done = internet
-    for value in (1, 2):
-        address = f'https://example.org/{value}/model.{suffix}'
-        served[address] = write(vit(value), tmp_path / f'{value}.{suffix}')
-        for _ in range(2):  # the second time from torch.hub's folder
-            assert (read_state_dict(address)['norm.weight'] == value).all()
-        assert done.count(address) == 1
-
-
-@pytest.mark.parametrize('local_rank, before', [('0', True), ('1', False), (None, False)])
-def test_one_process_of_each_machine_downloads_for_the_others(local_rank, before, tmp_path, internet, monkeypatch):
-    """Global rank 4 may be the first on its machine."""
-    address = 'https://example.org/w.pth'
-    served, done = internet
-    served[address] = write(vit(1), tmp_path / 'w.pth')
-    monkeypatch.setattr(read, 'get_rank', lambda: 4)
-    monkeypatch.delenv('LOCAL_RANK', raising=False)
-    if local_rank is not None:
-        monkeypatch.setenv('LOCAL_RANK', local_rank)
-    read_state_dict(address)
-    assert done == ([address, 'barrier'] if before else ['barrier', address])
-
-
-@pytest.mark.parametrize('local_rank', ['0', '1'])
-def test_a_download_that_fails_leaves_no_process_waiting(local_rank, internet, monkeypatch):
-    monkeypatch.setenv('LOCAL_RANK', local_rank)
-    with pytest.raises(URLError):
-        read_state_dict('https://example.org/w.pth')
-    assert internet[1].count('barrier') == 1  # as often as where it succeeds
-
-
-@pytest.mark.parametrize('suffix', ['pth', 'safetensors'])
-def test_a_file_address_is_read_where_it_is(suffix, tmp_path, internet):
-    path = tmp_path / f'all of it.{suffix}'
-    for value in (1, 2):
-        write(vit(value), path)
-        assert (read_state_dict(path.as_uri())['norm.weight'] == value).all()
-    path.unlink()
-    with pytest.raises(FileNotFoundError, match=r"init_cfg.checkpoint='file:///.*all%20of%20it"):
-        read_state_dict(path.as_uri())
-    assert not internet[1]
 
 
 class Unlisted:
@@ -160,7 +110,7 @@ class Unlisted:
 def test_a_class_that_is_not_listed_is_named_and_not_called_damage(tmp_path):
     path = write({'state_dict': vit(1), 'extra': Unlisted()}, tmp_path / 'w.pth')
     with pytest.raises(
-        ValueError, match=r'holds more than weights and plain data: \S*test_files\.Unlisted, which is not on'
+        ValueError, match=r'holds more than weights and plain data: \S*test_locate\.Unlisted, which is not on'
     ) as caught:
         read_state_dict(path)
     assert 'damaged' not in str(caught.value)
@@ -181,9 +131,9 @@ def test_init_cfg_loads_from_its_prefix(as_list, tmp_path):
 
 @pytest.mark.parametrize('kind', [PretrainedInit, 'mmengine.Pretrained', 'mmengine.model.weight_init.PretrainedInit'])
 def test_pretrained_may_be_written_in_any_way_that_mmengine_takes(kind, tmp_path):
-    """mmengine's own loading would find no name behind ``model.module.`` and say so in the log alone."""
+    """mmengine's own loading would find no name under ``model.module.`` and say so in the log alone."""
     state = small_vit().state_dict()
-    path = write({'model': behind('module.', state)}, tmp_path / 'w.pth')
+    path = write({'model': under('module.', state)}, tmp_path / 'w.pth')
     model = small_vit(init_cfg=dict(type=kind, checkpoint=path))
     model.init_weights()
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
@@ -291,5 +241,5 @@ def test_resizing_is_logged(tmp_path, monkeypatch):
     monkeypatch.setattr(MMLogger.get_current_instance(), 'info', lines.append)
     path = write(small_vit().state_dict(), tmp_path / 'w.pth')
     small_vit(img_size=(40, 48), patch_size=8, init_cfg=dict(type='Pretrained', checkpoint=path)).init_weights()
-    assert 'position embedding resized from 6×6 to 5×6 patches' in lines[-1]
+    assert 'positional embedding resized from 6×6 to 5×6 patches' in lines[-1]
     assert 'patch embedding resized from 4×4 to 8×8 pixels' in lines[-1]

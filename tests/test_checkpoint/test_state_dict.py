@@ -4,14 +4,13 @@ import pytest
 import torch
 from helpers import cropr, shards_on_a_cpu, small_vit
 from mmengine._strategy import FSDPStrategy
+from mmengine.logging import MMLogger
 from mmengine.runner.checkpoint import load_checkpoint, load_state_dict
 from torch import nn
 from torch.distributed.fsdp import FullStateDictConfig, StateDictType
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 
-from cropr_mm.checkpoint import resize_position_embedding
-from cropr_mm.checkpoint.state_dict import weights_of
-from cropr_mm.deploy import load_every_parameter, read_checkpoint
+from cropr_mm.checkpoint import load_every_parameter, read_checkpoint, resize_position_embedding, weights_of
 from cropr_mm.engine import CroprFSDPStrategy, wrap_vit_blocks
 
 PRUNING = dict(pruner=cropr(), rate=8)
@@ -61,7 +60,7 @@ def test_position_embeddings_are_resized(load, size, tmp_path):
     expected = resize_position_embedding(theirs.pos_embed, (6, 6), ours.grid, 1)
     assert torch.equal(ours.pos_embed, expected) and not torch.equal(ours.pos_embed[:, 1:37], theirs.pos_embed[:, 1:37])
     assert torch.equal(ours.blocks[3].mlp.fc1.weight, theirs.blocks[3].mlp.fc1.weight)
-    assert torch.equal(ours.pruners[2].queries, theirs.pruners[2].queries)
+    assert torch.equal(ours.pruners['2'].queries, theirs.pruners['2'].queries)
 
 
 @doors
@@ -97,7 +96,7 @@ def test_an_embedding_of_an_unknown_grid_is_refused():
         (
             dict(pruning=PATCHES),
             dict(pruning=PATCHES, img_size=48),
-            r'pruners.0.queries \[36, 16\], expected \[144, 16\].*Scorers with a query for each patch belong to one',
+            r'pruners.0.queries \[36, 16\], expected \[144, 16\].*Pruners with a query for each patch belong to one',
         ),
         (
             dict(pruning=dict(pruner=cropr(mlp=False), rate=8)),
@@ -105,7 +104,7 @@ def test_an_embedding_of_an_unknown_grid_is_refused():
             r'missing: pruners.0.mlp.fc1.bias',
         ),
     ],
-    ids=['width', 'shallower', 'deeper', 'norm', 'patches', 'queries', 'half a scorer'],
+    ids=['width', 'shallower', 'deeper', 'norm', 'patches', 'queries', 'half a pruner'],
 )
 def test_what_does_not_fit_is_an_error(load, trained, settings, words, tmp_path):
     with pytest.raises(
@@ -126,7 +125,7 @@ def test_new_heads_are_mmengines_business(load, tmp_path):
     else:
         load(model, trained, tmp_path)
         assert model.head.weight.shape == (3, 16)
-    assert torch.equal(model.backbone.pruners[1].queries, trained.backbone.pruners[1].queries)
+    assert torch.equal(model.backbone.pruners['1'].queries, trained.backbone.pruners['1'].queries)
 
 
 @pytest.mark.parametrize('names', [[], ['backbone.cls_token', 'backbone.pos_embed', 'backbone.layers.0.ln1.weight']])
@@ -141,11 +140,11 @@ def test_of_another_backbone_nothing_is_taken(names, caplog):
     assert not model.backbone.scorers_are_new
 
 
-# --- scorers that a checkpoint lacks --------------------------------------------------------------------------
+# --- pruners that a checkpoint lacks --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('load', DOORS[:3])
-def test_new_scorers_are_for_training(load, tmp_path):
+def test_new_pruners_are_for_training(load, tmp_path):
     trained, model = Segmentor(), Segmentor(pruning=PRUNING)
     load(model, trained, tmp_path)
     vit, images = model.backbone, torch.randn(1, 3, 24, 24)
@@ -164,7 +163,7 @@ def test_a_model_without_weights_to_prune_by_needs_none(pruning):
     model.eval()(torch.randn(1, 3, 24, 24))
 
 
-def test_scorers_that_come_later_are_no_longer_new():
+def test_pruners_that_come_later_are_no_longer_new():
     model = small_vit(pruning=PRUNING)
     load_state_dict(model, small_vit().state_dict())
     load_state_dict(model, small_vit(pruning=PRUNING).state_dict())
@@ -188,17 +187,17 @@ def test_metadata_comes_along():
     assert weights_of(dict(state_dict=state, meta={}))._metadata['']['grid'] == (3, 12)
 
 
-def test_scorers_alone_are_loaded():
+def test_pruners_alone_are_loaded():
     trained, model = Segmentor(pruning=PRUNING), Segmentor(pruning=PRUNING)
     before = model.backbone.blocks[0].mlp.fc1.weight.clone()
     model.backbone.scorers_are_new = True
-    scorers = {name: value for name, value in trained.state_dict().items() if '.pruners.' in name}
-    load_state_dict(model, scorers)
-    assert torch.equal(model.backbone.pruners[2].queries, trained.backbone.pruners[2].queries)
+    pruners = {name: value for name, value in trained.state_dict().items() if '.pruners.' in name}
+    load_state_dict(model, pruners)
+    assert torch.equal(model.backbone.pruners['2'].queries, trained.backbone.pruners['2'].queries)
     assert torch.equal(model.backbone.blocks[0].mlp.fc1.weight, before) and not model.backbone.scorers_are_new
-    del scorers['backbone.pruners.1.queries']
+    del pruners['backbone.pruners.1.queries']
     with pytest.raises(ValueError, match=r'does not fit the CroprViT of the config \(missing: pruners.1.queries\)'):
-        load_state_dict(model, scorers)
+        load_state_dict(model, pruners)
 
 
 def test_a_model_that_another_backbones_checkpoint_left_random_predicts_nothing():
@@ -274,3 +273,19 @@ def test_a_sharded_models_file_has_its_grid(sharded, monkeypatch):
     monkeypatch.setattr(FSDPStrategy, 'model_state_dict', lambda self: sharded.state_dict())
     state = CroprFSDPStrategy.model_state_dict(CroprFSDPStrategy.__new__(CroprFSDPStrategy))
     assert state._metadata['backbone']['grid'] == (6, 6) and '' in state._metadata
+
+
+@shards_on_a_cpu
+def test_a_sharded_model_reads_the_grid_of_a_file(sharded):
+    """4 × 9 patches are as many as 6 × 6: without the grid they would be loaded as they are."""
+    dense = Segmentor(img_size=(16, 36))
+    state = dense.state_dict()
+    wrapped = type(state)((f'module.{name}', value) for name, value in state.items())
+    wrapped._metadata = {f'module.{name}'.rstrip('.'): entry for name, entry in state._metadata.items()}
+    strategy = CroprFSDPStrategy.__new__(CroprFSDPStrategy)
+    strategy.model, strategy.logger = sharded, MMLogger.get_current_instance()
+    for weights in (state, wrapped):
+        CroprFSDPStrategy.load_model_state_dict(strategy, weights)
+        expected = resize_position_embedding(dense.backbone.pos_embed, (4, 9), (6, 6), 1)
+        with FSDP.summon_full_params(sharded):
+            assert torch.equal(sharded.module.backbone.pos_embed, expected)

@@ -12,7 +12,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 from torch.distributed.fsdp import MixedPrecision
 
 from cropr_mm import CroprHook
-from cropr_mm.cli.launch import build_model
+from cropr_mm.cli.model import build_model
 from cropr_mm.engine import let_mmcv_take_bfloat16, wrap_vit_blocks
 
 from ..test_heads import steps, table

@@ -13,6 +13,7 @@ from torch import nn
 from cropr_mm import CroprViT
 from cropr_mm.engine.checks import (
     TrainingChecks,
+    arguments_of,
     check_config,
     config_warnings,
     label_warnings,
@@ -182,7 +183,8 @@ def test_pruners_that_learn_no_classes_are_passed_over(pruner):
 @pytest.mark.parametrize('library, name', [('mmseg', 'fcn'), ('mmdet', 'mask-rcnn')])
 def test_models_of_the_sample_configs_have_nothing_to_say(library, name):
     pytest.importorskip(library)
-    from cropr_mm.cli.launch import build_model, register_library
+    from cropr_mm.cli.model import build_model
+    from cropr_mm.utils.libraries import register_library
 
     from ..test_tools.conftest import CONFIGS
 
@@ -191,8 +193,9 @@ def test_models_of_the_sample_configs_have_nothing_to_say(library, name):
     check_config(cfg)
     built = build_model(cfg)
     assert not label_warnings(built) and not config_warnings(cfg)
-    classes = built.backbone.pruners[0].aux_head.num_classes
-    for pruner in built.backbone.pruners:
+    pruners = list(built.backbone.pruners.values())
+    classes = pruners[0].aux_head.num_classes
+    for pruner in pruners:
         pruner.aux_head.num_classes = classes + 1
     (message,) = label_warnings(built)
     assert f'num_classes={classes + 1}, but' in message and f'num_classes={classes}:' in message
@@ -230,3 +233,19 @@ def test_both_go_to_the_log(start, caplog):
     assert [text.split(':')[0] for text in caplog.messages][1] == 'optim_wrapper.optimizer' and len(
         caplog.messages
     ) == 2
+
+
+def test_the_arguments_of_a_backbone_are_known_unless_it_takes_any():
+    class Fixed(CroprViT):
+        def __init__(self, arch, img_size=32):
+            super().__init__(arch, img_size)
+
+    class Open(CroprViT):
+        def __init__(self, extra=None, **kwargs):
+            super().__init__(**kwargs)
+
+    names = arguments_of(CroprViT)
+    assert names[:2] == ['arch', 'img_size'] and {'pruning', 'init_cfg', 'window_size'} <= set(names)
+    assert not {'self', 'args', 'kwargs'} & set(names)
+    assert arguments_of(Fixed) == ['arch', 'img_size']
+    assert arguments_of(Open) is None  # what it does with the others is its own business

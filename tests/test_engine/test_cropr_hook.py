@@ -68,7 +68,7 @@ def test_losses_join_the_dict_of_the_model():
     assert list(losses) == ['loss_main', 'acc', 'cropr.loss_aux', *(f'cropr.aux.{i}' for i in range(3))]
 
 
-def test_the_sum_of_the_modules_enters_the_total_once():
+def test_the_sum_over_the_pruners_enters_the_total_once():
     model = Segmentor()
     attached(model)
     log = step(model)
@@ -105,9 +105,9 @@ def test_two_backbones_share_the_loss():
 
     model.forward = forward
     attached(model)
-    before = model.second.pruners[0].queries.detach().clone()
+    before = model.second.pruners['0'].queries.detach().clone()
     log = step(model)
-    assert not torch.equal(model.second.pruners[0].queries, before)
+    assert not torch.equal(model.second.pruners['0'].queries, before)
     torch.testing.assert_close(log['loss'], log['loss_main'] + log['cropr.loss_aux'])
 
 
@@ -139,15 +139,30 @@ def test_a_model_without_cropr_vit_is_named():
 
 
 def test_a_second_hook_is_refused(tmp_path):
-    model = Segmentor()
-    first = attached(model)
     with pytest.raises(ValueError, match=r'CroprHook: Segmentor has one already; leave one of them in custom_hooks'):
-        attached(model)
-    assert len(model._forward_hooks) == 1 and model.backbone.aux_is_read
-    first.detach()
-    attached(model)  # one after the other is fine
-    with pytest.raises(ValueError, match=r'has one already'):
         train(tmp_path, by_epoch=False, hooks=[CroprHook()])
+
+
+def test_a_training_that_an_exception_ended_is_no_obstacle_to_the_next(tmp_path):
+    """mmengine calls no hook then; the next one to attach takes the place of the one that stayed."""
+
+    class Stop(Hook):
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            raise KeyboardInterrupt
+
+    model = Segmentor()
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / 'first', by_epoch=False, model=model, hooks=[Stop()])
+    assert model._forward_hooks and model.backbone.aux_is_read
+    _, progress = train(tmp_path / 'second', by_epoch=False, model=model)
+    assert progress[-1] == 1 and not model._forward_hooks and not model.backbone.aux_is_read
+    first = attached(model)
+    second = attached(model)
+    assert len(model._forward_hooks) == 1 and model.backbone.aux_is_read
+    first.detach()  # has nothing left to undo
+    assert model._forward_hooks and model.backbone.aux_is_read
+    second.detach()
+    assert not model._forward_hooks
 
 
 def test_losses_that_the_hook_never_sees_are_an_error():
@@ -198,7 +213,7 @@ def test_the_hook_adds_no_state():
     attached(model)
     step(model)
     assert list(model.state_dict()) == before
-    copy.deepcopy(model)  # no graph of the last step is left behind
+    copy.deepcopy(model)  # no graph of the last step remains
 
 
 # --- accumulation and mixed precision -------------------------------------------------------------------------
@@ -237,9 +252,9 @@ class CpuAmp(OptimWrapper):
 def test_mixed_precision_trains_the_pruners():
     model = Segmentor()
     attached(model)
-    before = model.backbone.pruners[0].queries.detach().clone()
+    before = model.backbone.pruners['0'].queries.detach().clone()
     log = step(model, CpuAmp(torch.optim.SGD(model.parameters(), lr=0.1)))
-    assert log['loss'].isfinite() and not torch.equal(model.backbone.pruners[0].queries, before)
+    assert log['loss'].isfinite() and not torch.equal(model.backbone.pruners['0'].queries, before)
 
 
 # --- a whole training -----------------------------------------------------------------------------------------
@@ -276,7 +291,10 @@ def train(
             sampler=dict(type='DefaultSampler' if by_epoch else 'InfiniteSampler', shuffle=False),
         ),
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
-        default_hooks=dict(checkpoint=dict(type='CheckpointHook', by_epoch=by_epoch, interval=1 if by_epoch else 4)),
+        default_hooks=dict(
+            checkpoint=dict(type='CheckpointHook', by_epoch=by_epoch, interval=1 if by_epoch else 4),
+            **settings.pop('logs', {}),
+        ),
         custom_hooks=[*([] if ramp is None else [dict(type='CroprHook', ramp=ramp, **(hook or {}))]), reader, *hooks],
         resume=resume,
         log_level=settings.pop('log_level', 'ERROR'),
@@ -288,18 +306,9 @@ def train(
 
 
 @pytest.mark.parametrize('by_epoch', [True, False])
-@pytest.mark.parametrize(
-    'ramp, expected',
-    [
-        (0.5, [0, 0.25, 0.5, 0.75, 1, 1, 1, 1]),
-        (1.0, [i / 8 for i in range(8)]),
-        (0, [1] * 8),
-        (0.25, [0, 0.5, *[1] * 6]),
-    ],
-)
-def test_the_curriculum_follows_the_iteration(tmp_path, by_epoch, ramp, expected):
-    runner, progress = train(tmp_path, by_epoch, ramp=ramp)
-    assert progress == expected
+def test_the_curriculum_follows_the_iteration(tmp_path, by_epoch):
+    runner, progress = train(tmp_path, by_epoch)
+    assert progress == [0, 0.25, 0.5, 0.75, 1, 1, 1, 1]
     assert runner.model.backbone.pruning_progress == 1.0 and not runner.model._forward_hooks
 
 
@@ -311,6 +320,9 @@ def test_a_resumed_run_ends_where_one_in_one_piece_ends(tmp_path, by_epoch, half
     assert progress == [0.5, 0.625, 0.75, 0.875]
     for name, value in again.model.state_dict().items():
         assert torch.equal(value, whole.model.state_dict()[name]), name
+    for name in ('progress', 'keep_ratio'):  # the log continues, too
+        ours, theirs = (run.message_hub.get_scalar(f'train/cropr.{name}').data[0].tolist() for run in (again, whole))
+        assert ours == theirs and len(ours) == 8
 
 
 def test_validation_in_between_prunes_at_the_full_rate(tmp_path):
@@ -318,7 +330,7 @@ def test_validation_in_between_prunes_at_the_full_rate(tmp_path):
         def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
             runner.model.eval()
             with torch.no_grad():
-                self.counts.append(runner.model.backbone._leaving((6, 6)))
+                self.counts.append(runner.model.backbone.counts((6, 6)))
                 runner.model(data_batch['inputs'], data_batch['data_samples'], mode='predict')
             runner.model.train()
 
@@ -326,13 +338,13 @@ def test_validation_in_between_prunes_at_the_full_rate(tmp_path):
     evaluate.counts = []
     train(tmp_path, by_epoch=False, hooks=[evaluate])
     assert all(counts == evaluate.counts[-1] for counts in evaluate.counts)
-    assert sum(count for _, count in evaluate.counts[0].values()) > 0
+    assert sum(evaluate.counts[0].values()) > 0
 
 
 def test_the_moving_average_holds_the_pruners(tmp_path):
     runner, _ = train(tmp_path, by_epoch=False, hooks=[EMAHook(momentum=0.5)])
     ema = next(h for h in runner.hooks if isinstance(h, EMAHook)).ema_model.module
-    queries, averaged = (m.backbone.pruners[0].queries for m in (runner.model, ema))
+    queries, averaged = (m.backbone.pruners['0'].queries for m in (runner.model, ema))
     assert not torch.equal(queries, averaged) and not ema._forward_hooks
 
 
@@ -341,11 +353,11 @@ def test_a_training_without_the_hook_stops(tmp_path):
         train(tmp_path, by_epoch=False, ramp=None)
 
 
-def test_every_module_learns(tmp_path):
+def test_every_pruner_learns(tmp_path):
     model = Segmentor()
-    before = [p.queries.detach().clone() for p in model.backbone.pruners]
+    before = [p.queries.detach().clone() for p in model.backbone.pruners.values()]
     train(tmp_path, by_epoch=False, model=model)
-    assert not any(torch.equal(p.queries, b) for p, b in zip(model.backbone.pruners, before))
+    assert not any(torch.equal(p.queries, b) for p, b in zip(model.backbone.pruners.values(), before))
 
 
 def test_by_epoch_the_rate_stays_within_an_epoch(tmp_path):
@@ -353,15 +365,27 @@ def test_by_epoch_the_rate_stays_within_an_epoch(tmp_path):
     assert progress == [0] * 4 + [0.5] * 4
 
 
-def test_the_log_has_the_progress(tmp_path):
-    runner, progress = train(tmp_path, by_epoch=False, ramp=1.0)
-    history, _ = runner.message_hub.get_scalar('train/cropr.progress').data
-    assert history.tolist() == progress == [i / 8 for i in range(8)]
+def test_the_log_has_the_plan_the_progress_and_the_current_keep_ratio(tmp_path):
+    logger = dict(logger=dict(type='LoggerHook', interval=1))
+    runner, progress = train(tmp_path, by_epoch=False, ramp=0.75, log_level='INFO', logs=logger)
+    counts = [runner.model.backbone.schedule.counts((6, 6), 1, done) for done in progress]
+    expected = [1 - sum(count) / 36 for count in counts]
+    assert expected[0] == 1 and 0 < expected[-1] < 0.6 and sorted(expected, reverse=True) == expected
+    logged = {name: runner.message_hub.get_scalar(f'train/cropr.{name}').data[0] for name in ('progress', 'keep_ratio')}
+    assert logged['progress'].tolist() == progress
+    assert logged['keep_ratio'].tolist() == pytest.approx(expected)
+    # What a reader of the file sees.
+    log = (Path(runner.log_dir) / f'{runner.timestamp}.log').read_text()
+    kept = [36 - sum(counts[-1][: i + 1]) for i in range(3)]
+    plan = ', '.join(f'{count} after block {block}' for block, count in enumerate(kept))
+    assert f'CroprHook: backbone: of 36 patch tokens (6×6), CroprPruner keeps {plan}, once the final' in log
+    lines = [line for line in log.splitlines() if '(train)' in line and 'cropr.progress' in line]
+    assert [f'cropr.keep_ratio: {ratio:.4f}' in line for line, ratio in zip(lines, expected)] == [True] * 8
 
 
 def test_a_dense_model_has_no_progress(tmp_path):
     runner, _ = train(tmp_path, by_epoch=False, model=Segmentor(None))
-    assert 'train/cropr.progress' not in runner.message_hub.log_scalars
+    assert not [name for name in runner.message_hub.log_scalars if 'cropr' in name]
 
 
 @pytest.mark.parametrize('resume', [False, True])
@@ -383,7 +407,7 @@ def test_by_epoch_needs_epochs(tmp_path):
         train(tmp_path, by_epoch=False, hook=dict(by_epoch=True))
 
 
-def test_the_scorers_learn_before_pruning_begins(tmp_path):
+def test_the_pruners_learn_before_pruning_begins(tmp_path):
     _, progress = train(tmp_path, by_epoch=False, ramp=0.25, hook=dict(begin=0.5))
     assert progress == [0] * 5 + [0.5, 1, 1]
 
@@ -414,9 +438,9 @@ def test_retrofit_prunes_and_logs_the_main_loss_all_the_same(tmp_path):
     class Look(Hook):
         def before_train_iter(self, runner, batch_idx, data_batch=None):
             vit = runner.model.backbone
-            counts = vit._leaving((6, 6)).values()
+            counts = vit.counts((6, 6)).values()
             modes = (runner.model.head[0].training, vit.blocks.training, vit.training)
-            self.seen = (sum(count for _, count in counts), modes)
+            self.seen = (sum(counts), modes)
 
         def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
             self.losses = outputs

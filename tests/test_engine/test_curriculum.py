@@ -20,6 +20,11 @@ def test_the_published_curriculum():
     assert rates == [math.floor(40 * epoch / 32) for epoch in range(32)] + [40] * 32
 
 
+@pytest.mark.parametrize('ramp, expected', [(1.0, [i / 8 for i in range(8)]), (0, [1] * 8), (0.25, [0, 0.5, *[1] * 6])])
+def test_a_ramp_is_a_share_of_the_training_and_may_be_none(ramp, expected):
+    assert [Curriculum(ramp).progress(done, 8) for done in range(8)] == expected
+
+
 @given(shares, shares, shapes, st.integers(1, 1000))
 def test_the_rate_grows_from_0_to_1_and_never_falls(ramp, begin, shape, total):
     begin = min(begin, 1 - ramp)

@@ -141,7 +141,7 @@ def test_the_multi_label_head_works_on_mixed_images_too(mmpretrain):
 
 
 def test_the_class_token_answers_where_most_tokens_were_dropped(mmpretrain):
-    """One-shot without fusion: what is left of the image is the class token and a fifth of the patches."""
+    """One-shot without fusion: what is left of the image is the [CLS] token and a fifth of the patches."""
     model = classifier('one-shot').eval()
     assert model.backbone.schedule.tokens_per_block(5, (6, 6), 1, fusion=False) == [37, 37, 37, 8, 8]
     images = torch.randn(2, 3, 24, 24)

@@ -95,7 +95,7 @@ def test_pooling_refuses_bad_settings(arguments, words):
 
 
 def test_pooling_says_what_is_missing():
-    with pytest.raises(ValueError, match=r"TokenPooling\(mode='cls'\): the backbone has no class token; .*mode='avg'"):
+    with pytest.raises(ValueError, match=r"TokenPooling\(mode='cls'\): the backbone has no .CLS. token; .*mode='avg'"):
         TokenPooling()((half_full(),))
     with pytest.raises(TypeError, match=r'TokenPooling got a Tensor; it expects .*neck=\[dict\(type="TokenPooling"\)'):
         TokenPooling()((torch.zeros(1, 2, 3, 3),))

@@ -34,7 +34,7 @@ def images():
 
 def batch(library, steps, preprocessor):
     pytest.importorskip(library)
-    from cropr_mm.cli.launch import register_library
+    from cropr_mm.utils.libraries import register_library
 
     register_library(dict(default_scope=library))
     kind, processor = {'mmdet': ('Det', 'Preprocessor'), 'mmseg': ('Seg', 'PreProcessor')}[library]

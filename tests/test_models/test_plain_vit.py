@@ -254,7 +254,7 @@ def test_out_indices_count_from_both_ends(out_indices):
         (dict(pruning=dict(rate=6)), r"pruning={'rate': 6}; None or a dict with pruner"),
         (dict(pruning=dict(pruner='CroprPruner', rate=6)), r"pruning.pruner='CroprPruner'; a config with a type"),
         (dict(pruning=dict(pruner=cropr(), ratio=0.1)), r'pruning has unknown keys ratio; valid are pruner, rate'),
-        (dict(pruning=dict(pruner=cropr(), rate=20)), r'pruning.rate=20 leaves -4 of 36 tokens behind block 1'),
+        (dict(pruning=dict(pruner=cropr(), rate=20)), r'pruning.rate=20 leaves -4 of 36 tokens after block 1'),
         (dict(pruning=dict(pruner=dict(type='CroprPruner', aux_head=None), rate=6)), r'pruner.aux_head=None; a config'),
         (dict(pruning=dict(pruner=cropr(num_classes=0), rate=6)), r'aux_head.num_classes=0; a positive integer'),
     ],

@@ -117,6 +117,6 @@ def test_sparse_features_are_refused():
         StandInPyramid(8, (4,), (8,))((SparseFeature(torch.randn(1, 4, 8), None, (2, 2)),))
 
 
-def test_it_stands_behind_reinsertion():
+def test_it_stands_after_reinsertion():
     maps = TokenReinsertion()((SparseFeature(torch.randn(1, 4, 8), None, (2, 2)),))
     assert sizes(StandInPyramid(8, (4,), (8,))(maps)) == [(4, 4, 4)]

@@ -19,7 +19,7 @@ from cropr_mm.models.windows import (
     attend,
     count_windows,
     places_in_window,
-    window_numbers,
+    window_ids,
     windowed_attention,
 )
 
@@ -28,11 +28,9 @@ def masked_attention(q, k, v, windows):
     """The definition, token by token."""
     prefix = windows.prefix
     out = torch.empty_like(q)
-    for b, numbers in enumerate(windows.number.tolist()):
+    for b, ids in enumerate(windows.window_id.tolist()):
         for i in range(q.shape[1]):
-            near = [
-                j for j in range(q.shape[1]) if i < prefix or j < prefix or numbers[i - prefix] == numbers[j - prefix]
-            ]
+            near = [j for j in range(q.shape[1]) if i < prefix or j < prefix or ids[i - prefix] == ids[j - prefix]]
             shares = (torch.einsum('hd,khd->kh', q[b, i], k[b, near]) / math.sqrt(q.shape[-1])).softmax(0)
             out[b, i] = torch.einsum('kh,khd->hd', shares, v[b, near])
     return out
@@ -45,15 +43,15 @@ def kept_tokens(draw):
     size, batch, prefix = draw(st.integers(1, 4)), draw(st.integers(1, 3)), draw(st.integers(0, 2))
     count = draw(st.integers(1, grid[0] * grid[1]))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 999)))
-    numbers = window_numbers(grid, size)
-    left = torch.stack([torch.randperm(len(numbers), generator=generator)[:count] for _ in range(batch)])
-    whole = count == len(numbers) and all(side % size == 0 for side in grid)
-    return Windows(numbers[left].sort(dim=1).values, count_windows(grid, size), size**2, prefix, whole)
+    ids = window_ids(grid, size)
+    left = torch.stack([torch.randperm(len(ids), generator=generator)[:count] for _ in range(batch)])
+    whole = count == len(ids) and all(side % size == 0 for side in grid)
+    return Windows(ids[left].sort(dim=1).values, count_windows(grid, size), size**2, prefix, whole)
 
 
 @given(kept_tokens())
 def test_every_way_to_compute_it_gives_the_definition(windows):
-    shape = (len(windows.number), windows.prefix + windows.number.shape[1], 2, 4)
+    shape = (len(windows.window_id), windows.prefix + windows.window_id.shape[1], 2, 4)
     q, k, v = (torch.randn(shape, dtype=torch.float64) for _ in range(3))
     expected = masked_attention(q, k, v, windows)
     torch.testing.assert_close(windowed_attention(q, k, v, windows), expected)
@@ -66,7 +64,7 @@ def test_every_way_to_compute_it_gives_the_definition(windows):
 
 @given(kept_tokens())
 def test_gradients_are_those_of_the_definition(windows):
-    shape = (len(windows.number), windows.prefix + windows.number.shape[1], 1, 2)
+    shape = (len(windows.window_id), windows.prefix + windows.window_id.shape[1], 1, 2)
     parts = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for _ in range(3)]
     weight = torch.randn(shape, dtype=torch.float64)
     expected = torch.autograd.grad((masked_attention(*parts, windows) * weight).sum(), parts)
@@ -115,7 +113,7 @@ def test_cuda_takes_sequences_where_flash_attention_does(monkeypatch, capability
 
 
 def test_windows_count_in_raster_order_and_may_be_smaller_at_the_border():
-    assert window_numbers((3, 5), 2).view(3, 5).tolist() == [[0, 0, 1, 1, 2], [0, 0, 1, 1, 2], [3, 3, 4, 4, 5]]
+    assert window_ids((3, 5), 2).view(3, 5).tolist() == [[0, 0, 1, 1, 2], [0, 0, 1, 1, 2], [3, 3, 4, 4, 5]]
     assert places_in_window((3, 5), 2).view(3, 5).tolist() == [[0, 1, 0, 1, 0], [2, 3, 2, 3, 2], [0, 1, 0, 1, 0]]
     assert count_windows((3, 5), 2) == 6
 
@@ -135,10 +133,10 @@ def pairs(attention, *arguments):
 
 @pytest.mark.parametrize('kept', [4096, 3000, 1024, 128])
 def test_cost_follows_the_tokens_that_are_kept(kept):
-    number = window_numbers((64, 64), 16)[torch.randperm(4096)[:kept]].sort().values
-    windows = Windows(number[None], 16, 256, 0, kept == 4096)
+    ids = window_ids((64, 64), 16)[torch.randperm(4096)[:kept]].sort().values
+    windows = Windows(ids[None], 16, 256, 0, kept == 4096)
     q = torch.randn(1, kept, 1, 4)
-    assert pairs(windowed_attention, q, q, q, windows) == number.bincount().square().sum()
+    assert pairs(windowed_attention, q, q, q, windows) == ids.bincount().square().sum()
     if kept < 4096:  # what compilers see: shapes that know the number of tokens alone
         compiled = min(kept**2, 16 * 256**2)
         with pytest.MonkeyPatch.context() as patch:

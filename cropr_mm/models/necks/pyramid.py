@@ -23,7 +23,7 @@ class ChannelNorm(nn.LayerNorm):
 
 
 def power_of_two(channels: int, step: int) -> tuple[list[nn.Module], int]:
-    """Layers that scale a map by ``2 ** step``, and the channels behind them; each doubling halves the channels."""
+    """Layers that scale a map by ``2 ** step``, and the channels after them; each doubling halves the channels."""
     layers: list[nn.Module] = []
     for i in range(step):
         if i:

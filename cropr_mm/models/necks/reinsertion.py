@@ -19,8 +19,8 @@ class TokenReinsertion(BaseModule):
     """Puts the tokens of every level back on the grid.
 
     Args:
-        fill: what stands at the tokens taken aside where no fusion brought them up to date: ``'exit'``, the value
-            they left with; ``'zero'``; ``'mask_token'``, a learnt vector.
+        fill: what stands at pruned positions where no fusion brought the tokens back: ``'exit'``, each token's value
+            as it was pruned; ``'zero'``; ``'mask_token'``, a learned vector.
         embed_dim: channels of a token; needed for ``'mask_token'``.
         init_cfg: mmengine's initialisation config.
 
@@ -59,8 +59,8 @@ class TokenPooling(BaseModule):
     """One vector for each image and level, what classification heads read.
 
     Args:
-        mode: ``'cls'``, the class token; ``'avg'``, the mean of the patch tokens that were processed up to the
-            level (tokens taken aside and not brought back do not count).
+        mode: ``'cls'``, the [CLS] token; ``'avg'``, the mean over the positions of the tokens that are current at the
+            level (pruned ones do not count).
         norm: whether a LayerNorm follows, as in models that normalise after averaging (MAE's ``fc_norm``; the
             backbone then takes ``final_norm=False``).
         embed_dim: channels of a token; needed for ``norm``.
@@ -95,7 +95,7 @@ class TokenPooling(BaseModule):
             return feature.mean()
         if feature.prefix is None or not feature.prefix.shape[1]:
             raise ValueError(
-                "TokenPooling(mode='cls'): the backbone has no class token; choose mode='avg' or an arch with "
+                "TokenPooling(mode='cls'): the backbone has no [CLS] token; choose mode='avg' or an arch with "
                 'class_token=True'
             )
         return feature.prefix[:, 0]
@@ -107,7 +107,7 @@ def _check_features(features: Any, who: str) -> None:
     if wrong is not None:
         raise TypeError(
             f'{who} got a {type(wrong).__name__}; it expects the tuple of SparseFeatures of a CroprViT '
-            f'and stands directly behind it (neck=[dict(type="{who}"), …])'
+            f'and stands directly after it (neck=[dict(type="{who}"), …])'
         )
 
 

@@ -1,4 +1,4 @@
-"""The maps of the backbone that a plain one stands in for."""
+"""Feature maps like those of the backbone that was replaced."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .reinsertion import plain
 
 @MODELS.register_module()
 class StandInPyramid(BaseModule):
-    """Maps of any channels and strides from the last map of a plain backbone, so that what read another one goes on.
+    """Imitates the feature maps (channels, strides) of a replaced backbone, so that its neck and heads work unchanged.
 
     The map is brought to each stride once, as in :class:`SimpleFeaturePyramid` (×2 by transposed convolutions, ÷2 by
     max pooling) and bilinearly where no power of two leads there. Then each level has a 1×1 convolution and
@@ -28,7 +28,7 @@ class StandInPyramid(BaseModule):
         out_channels: channels of each level.
         strides: stride of each level in pixels, in any order; they may repeat.
         in_stride: stride of the map in pixels, the backbone's patch size. A map of another stride is an error.
-        readout: whether each level is a pair of the map and its mean (B, C), for heads that read a class token
+        readout: whether each level is a pair of the map and its mean (B, C), for heads that read a [CLS] token
             beside each map (DPT).
         eval_level: the level that evaluation gives alone, without a tuple around it, for heads that read the others
             in training only (DDRNet, PIDNet).

@@ -1,4 +1,4 @@
-"""How many tokens leave where: pure arithmetic, no tensors."""
+"""How many tokens are pruned where: pure arithmetic, no tensors."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ FUSIONS = ('last_layer', None)
 class Schedule:
     """Token counts of a pruned Vision Transformer.
 
-    A module sits behind a block and takes patch tokens aside; prefix tokens always go on. Behind every block
-    but the last two with Last Layer Fusion (what leaves the last but one is joined with everything at once),
-    behind every block but the last without (arXiv 2412.00965, section 3).
+    A pruner stands after a block and removes patch tokens; prefix tokens are always kept. By default there is one
+    after every block but the last two with Last Layer Fusion (all tokens come back after the second-to-last), and
+    after every block but the last without (arXiv 2412.00965, section 3).
 
     Args:
         depth: blocks of the transformer.
         grid: (H, W), the patch grid at the training size.
-        rate: constant rate. An int is the number of tokens that leave at each module on ``grid``, in proportion
-            on any other; a float is the share of all patch tokens that leaves at each module, between 0 and 1.
-        target_ratio: instead of ``rate``: the share of all patch tokens that has left behind the last module,
+        rate: constant rate. An int is the number of tokens pruned after each block on ``grid``, in proportion
+            on any other; a float is the share of all patch tokens pruned after each block, between 0 and 1.
+        target_ratio: instead of ``rate``: the share of all patch tokens that is pruned in the end,
             between 0 and 1, in equal parts at each (the paper's token pruning ratio, TPR).
-        keep: instead of both: ``{block: ratio}``, the share of all patch tokens that goes on behind that
-            block, between 0 and 1 and falling (one-shot: one entry; stepwise: several).
-        blocks: with ``rate`` or ``target_ratio``: the blocks that have a module behind them; all possible
+        keep: instead of both: ``{block: ratio}``, the share of all patch tokens that is kept after that
+            block (keep ratio), between 0 and 1 and falling (one-shot: one entry; stepwise: several).
+        blocks: with ``rate`` or ``target_ratio``: the blocks that have a pruner after them; all possible
             ones by default.
-        round_to: what goes on, prefix included, is the multiple of this nearest to the plan (matrix kernels
-            run slower on odd sizes). 1 switches rounding off.
+        round_to: the number of kept tokens, prefix included, is the multiple of this nearest to the plan (matrix
+            kernels run slower on odd sizes). 1 switches rounding off.
         fusion: ``'last_layer'`` or None.
 
     Attributes:
-        blocks: the block in front of each module, ascending.
+        blocks: the block before each pruner, ascending.
         rate: the constant rate, also where ``target_ratio`` asked for it (then a share); None with ``keep``.
 
     Raises:
@@ -111,7 +111,7 @@ class Schedule:
         if ratios[-1] * self.num_patches < 1:
             raise ValueError(
                 f'pruning.keep={dict(keep)} leaves {ratios[-1] * self.num_patches:.2f} of '
-                f'{self.num_patches} tokens behind block {order[-1]}; at least one must stay'
+                f'{self.num_patches} tokens after block {order[-1]}; at least one must be kept'
             )
         return order, ratios
 
@@ -130,39 +130,39 @@ class Schedule:
             raise ValueError(f'pruning.rate={rate!r}; an integer (tokens) or a share between 0 and 1 is expected')
         if not isinstance(rate, int) and not rate < 1:
             raise ValueError(f'pruning.rate={rate!r}; a share below 1 is expected (an integer for tokens)')
-        leaving = rate if isinstance(rate, int) else rate * self.num_patches
-        for module, block in enumerate(self.blocks, 1):
-            left = self.num_patches - leaving * module
+        pruned = rate if isinstance(rate, int) else rate * self.num_patches
+        for pruners, block in enumerate(self.blocks, 1):
+            left = self.num_patches - pruned * pruners
             if left < 1:
                 most = (self.num_patches - 1) / len(self.blocks)
                 share = math.floor(most / self.num_patches * 1e4) / 1e4  # rounded up, it would not fit
                 limit = f'{int(most)}' if isinstance(rate, int) else f'{share:.4f}'
                 raise ValueError(
-                    f'pruning.rate={rate} leaves {left:g} of {self.num_patches} tokens behind block '
+                    f'pruning.rate={rate} leaves {left:g} of {self.num_patches} tokens after block '
                     f'{block}; at most {limit} fits {len(self.blocks)} modules'
                 )
 
     def _plan(self, patches: int, progress: float) -> list[float]:
-        """Patch tokens that should remain behind each module."""
+        """Patch tokens that should be kept after each block of the schedule."""
         if self.keep:
             return [patches * (ratio + (1 - ratio) * (1 - progress)) for ratio in self.keep]
         rate = self.rate or 0
         if isinstance(rate, int):  # the curriculum moves in whole tokens
-            leaving = math.floor(rate * progress) * patches / self.num_patches
+            pruned = math.floor(rate * progress) * patches / self.num_patches
         else:
-            leaving = rate * progress * patches
-        return [patches - leaving * module for module in range(1, len(self.blocks) + 1)]
+            pruned = rate * progress * patches
+        return [patches - pruned * pruners for pruners in range(1, len(self.blocks) + 1)]
 
     def counts(self, grid: tuple[int, int], prefix: int = 0, progress: float = 1.0) -> list[int]:
-        """Tokens that leave each module.
+        """Tokens to prune after each block of the schedule.
 
         Args:
-            grid: (H, W), the patch grid of the images at hand.
-            prefix: class and register tokens in front of the patch tokens.
+            grid: (H, W), the patch grid of the images.
+            prefix: number of class and register tokens.
             progress: 0 to 1, the share of the final rate (curriculum).
 
         Returns:
-            One count per module; their sum is always below ``H * W``.
+            One count per block; their sum is always below ``H * W``.
         """
         patches = grid[0] * grid[1]
         current, counts = patches + prefix, []
@@ -181,9 +181,9 @@ class Schedule:
     ) -> list[int]:
         """Tokens, prefix included, that each block processes; for the arguments see :meth:`counts`."""
         current = grid[0] * grid[1] + prefix
-        leaving = dict(zip(self.blocks, self.counts(grid, prefix, progress)))
+        pruned = dict(zip(self.blocks, self.counts(grid, prefix, progress)))
         full, tokens = current, []
         for block in range(depth):
             tokens.append(full if fusion and block == depth - 1 else current)
-            current -= leaving.get(block, 0)
+            current -= pruned.get(block, 0)
         return tokens

@@ -83,7 +83,7 @@ def test_the_scores_that_learn_are_those_that_select(case):
     torch.testing.assert_close(scores, pruner.score(Tokens(x[:, PREFIX:], index), Context(GRID)))
     torch.testing.assert_close(
         pruner.predict(Tokens(x[:, PREFIX:], index)).scores, scores
-    )  # a model without a class token
+    )  # a model without a [CLS] token
 
 
 def test_attention_that_follows_the_difficulty_is_the_optimum(case):
@@ -170,23 +170,24 @@ def test_in_a_model_each_module_learns_from_the_tokens_that_reach_it(family):
     model = small_vit(family, dict(pruner=PRUNER, rate=8)).train()
     model.aux_is_read = True
     seen = []
-    for i, pruner in enumerate(model.pruners):
+    for block, pruner in model.pruners.items():
         original = pruner.predict
-        pruner.predict = lambda x, index, f=original, i=i: seen.append((i, x.detach(), index)) or f(x, index)
+        pruner.predict = lambda tokens, f=original, block=block: seen.append((block, tokens)) or f(tokens)
     labels = torch.randint(CLASSES, (2, 24, 24))
     samples = [seg_sample(label) for label in labels]
     model(torch.randn(2, 3, 24, 24))
     losses = model.aux_losses(samples)
-    assert [index.shape[1] for _, _, index in seen] == [36, 36 - 5, 36 - 13]  # 37, 32, 24 with the class token
+    assert [tokens.position.shape[1] for _, tokens in seen] == [36, 36 - 5, 36 - 13]  # 37, 32, 24 with the [CLS] token
     grid_shares = [
         torch.nn.functional.one_hot(label.view(6, 4, 6, 4), CLASSES + 1).float().mean(dim=(1, 3)).view(36, -1)
         for label in labels
     ]
-    for i, x, index in seen:
-        w = {k: p.detach().double() for k, p in model.pruners[str(i)].named_parameters()}
-        terms = [reference(w, s[1:].double(), at, h) for s, at, h in zip(x, index, grid_shares)]
-        expected = sum(c for c, _ in terms) / index.numel() + sum(a for _, a in terms) / 2
-        torch.testing.assert_close(losses[f'aux.{i}'].double(), expected, rtol=1e-4, atol=1e-5)
+    for block, tokens in seen:
+        w = {k: p.detach().double() for k, p in model.pruners[block].named_parameters()}
+        x, position = tokens.patches.detach().double(), tokens.position
+        terms = [reference(w, s, at, h) for s, at, h in zip(x, position, grid_shares)]
+        expected = sum(c for c, _ in terms) / position.numel() + sum(a for _, a in terms) / 2
+        torch.testing.assert_close(losses[f'aux.{block}'].double(), expected, rtol=1e-4, atol=1e-5)
     losses['loss_aux'].backward()
     learning = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
     assert learning == {n for n, _ in model.named_parameters() if n.startswith('pruners.')}

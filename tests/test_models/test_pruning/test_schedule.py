@@ -80,7 +80,7 @@ def test_without_fusion_there_is_one_module_more():
     assert Schedule(12, (14, 14), rate=10, fusion=None).blocks == tuple(range(11))
 
 
-def test_one_shot_keeps_a_share_behind_one_block():
+def test_one_shot_keeps_a_share_after_one_block():
     schedule = Schedule(24, (16, 16), keep={2: 0.2}, round_to=1, fusion=None)
     assert schedule.blocks == (2,) and tokens_after(schedule, (16, 16), 0) == [52]  # 51.2, rounded up
 
@@ -166,8 +166,8 @@ def test_the_limit_in_the_message_fits(grid, rate, fusion):
 @pytest.mark.parametrize(
     'settings, words',
     [
-        (dict(rate=64), r'pruning.rate=64 leaves -60 of 196 tokens behind block 3; at most 19 fits 10 modules'),
-        (dict(rate=0.5), r'pruning.rate=0.5 leaves 0 of 196 tokens behind block 1; at most 0.0994 fits 10 modules'),
+        (dict(rate=64), r'pruning.rate=64 leaves -60 of 196 tokens after block 3; at most 19 fits 10 modules'),
+        (dict(rate=0.5), r'pruning.rate=0.5 leaves 0 of 196 tokens after block 1; at most 0.0994 fits 10 modules'),
         (dict(rate=-1), r'pruning.rate=-1; an integer \(tokens\) or a share between 0 and 1'),
         (dict(rate=1.5), r'pruning.rate=1.5; a share below 1'),
         (dict(rate=float('nan')), r'pruning.rate=nan; an integer'),
@@ -190,7 +190,7 @@ def test_the_limit_in_the_message_fits(grid, rate, fusion):
         (dict(keep={2: 0.0}), r'pruning.keep={2: 0.0}; ratios above 0'),
         (dict(keep={2: '0.5'}), r"pruning.keep={2: '0.5'}; ratios above 0"),
         (dict(keep={2: 0.3, 4: 0.5}), r'pruning.keep={2: 0.3, 4: 0.5}; .*falling'),
-        (dict(keep={2: 0.001}), r'pruning.keep={2: 0.001} leaves 0.20 of 196 tokens behind block 2; at least one'),
+        (dict(keep={2: 0.001}), r'pruning.keep={2: 0.001} leaves 0.20 of 196 tokens after block 2; at least one'),
         (dict(keep={2: 0.5}, blocks=[2]), r'pruning.blocks=\[2\] goes with pruning.rate or target_ratio'),
     ],
 )

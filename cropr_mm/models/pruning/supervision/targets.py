@@ -1,7 +1,8 @@
 """What the auxiliary heads learn: targets from the data samples of mmsegmentation, mmdetection and mmpretrain.
 
-No shape depends on the labels, and nothing is copied to the host: labels on a GPU do not make it wait. There, a class
-out of range stops the training by an assertion on the device, which names the setting as the ValueError elsewhere does.
+No shape depends on the labels, and nothing is copied to the host: labels on a GPU need no synchronisation. There, a
+class out of range stops the training by an assertion on the device, which names the setting as the ValueError
+elsewhere does.
 """
 
 from __future__ import annotations
@@ -69,28 +70,33 @@ def patch_classes(
 
 
 def patch_labels(
-    sample: Any, grid: tuple[int, int], patch_size: int, wanted: tuple[int, int], num_classes: int, ignore_index: int
+    sample: Any,
+    grid: tuple[int, int],
+    patch_size: int,
+    training_grid: tuple[int, int],
+    num_classes: int,
+    ignore_index: int,
 ) -> Tensor:
-    """Class at the centre of each patch (nearest), on the training grid ``wanted``: (h * w,) int64.
+    """Class at the centre of each patch (nearest), on the training grid ``training_grid``: (h * w,) int64.
 
     For the other arguments, and the errors, see :func:`patch_classes`.
     """
     label = _padded_label_map(sample, grid, patch_size, num_classes, ignore_index, 'PatchSegAuxHead')
-    return F.interpolate(label[None, None].float(), size=wanted, mode='nearest-exact').flatten().long()
+    return F.interpolate(label[None, None].float(), size=training_grid, mode='nearest-exact').flatten().long()
 
 
 def square_classes(
     sample: Any,
     grid: tuple[int, int],
     patch_size: int,
-    wanted: tuple[int, int],
+    training_grid: tuple[int, int],
     stride: int,
     num_classes: int,
     ignore_index: int,
 ) -> Tensor:
     """Share of each class in squares of ``stride`` × ``stride`` patches of the training grid: (squares, C) float32."""
     label = _padded_label_map(sample, grid, patch_size, num_classes, ignore_index, 'PatchSegAuxHead')
-    sides = (wanted[0] * patch_size, wanted[1] * patch_size)
+    sides = (training_grid[0] * patch_size, training_grid[1] * patch_size)
     label = F.interpolate(label[None, None].float(), size=sides, mode='nearest-exact')[0, 0].long()
     return class_shares(label, patch_size * stride, num_classes, ignore_index)
 
@@ -216,7 +222,7 @@ def check_classes(labels: Tensor, num_classes: int, ignore_index: int | None, wh
 
 
 def is_wrong(wrong: Tensor, message: str) -> bool:
-    """Whether a check of labels failed. On CUDA nobody waits for the answer: the device asserts it and stops.
+    """Whether a check of labels failed. On CUDA this does not synchronise: the device asserts it and stops.
 
     Args:
         wrong: scalar bool.
@@ -229,7 +235,7 @@ def is_wrong(wrong: Tensor, message: str) -> bool:
 
 
 def asserts(tensor: Tensor) -> bool:
-    """Whether the device of a tensor can check it without being waited for."""
+    """Whether the device of a tensor can check it without a synchronisation."""
     return tensor.is_cuda
 
 

@@ -174,7 +174,7 @@ def cross_entropy(logits, shares, smoothing=0.0):
 
 
 @pytest.mark.parametrize('smoothing', [0, 0.1])
-def test_the_class_of_an_image_is_learnt_with_the_main_losss_smoothing(smoothing):
+def test_the_class_of_an_image_is_learned_with_the_main_losss_smoothing(smoothing):
     logits = torch.randn(2, 1, 3)
     samples = [cls_sample(2), BaseDataElement(gt_label=LabelData(label=torch.tensor([0])))]
     loss = cls_head(label_smoothing=smoothing).loss(logits, samples, GRID)
