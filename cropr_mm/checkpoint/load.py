@@ -41,13 +41,13 @@ def load_vit_weights(model: Any, path: str, prefix: str | None = None) -> None:
             shape; all of them are listed, and the model is left as it was.
     """
     found = read_weights(path, prefix)
-    key_pruners_by_block(found.state, 'pruners.')
     dense, pruners = _split(found.state)
     own, own_pruners = _split(model.state_dict())
     try:
         converted, layout = convert(dense)
         check_angles(dense, model.rotary_angles)
         state, notes = fit(converted, own, model.grid, found.grid)
+        key_pruners_by_block(pruners, 'pruners.')
     except (ValueError, RuntimeError) as error:  # RuntimeError: tensors whose shapes do not go together
         raise ValueError(f'{path}: {error}; its names are {shorten(list(dense))}') from error
     _compare(state, own, path, layout, model)

@@ -14,11 +14,17 @@ def key_pruners_by_block(state: MutableMapping[str, Any], prefix: str) -> None:
     Args:
         state: names and tensors.
         prefix: before the names of the pruners, such as ``'backbone.pruners.'``.
+
+    Raises:
+        ValueError: a pruner whose block is not listed.
     """
     if f'{prefix}blocks' not in state:
         return
-    blocks = state.pop(f'{prefix}blocks').tolist()
-    counted = {key: state.pop(key) for key in list(state) if block_of(key, prefix) is not None}
+    blocks = state.pop(f'{prefix}blocks').flatten().tolist()
+    numbers = {key: block_of(key, prefix) for key in state}
+    if any(number is not None and number >= len(blocks) for number in numbers.values()):
+        raise ValueError(f'{prefix}blocks lists {blocks}, fewer blocks than the checkpoint has pruners')
+    counted = {key: state.pop(key) for key, number in numbers.items() if number is not None}
     for key, value in counted.items():
         number, name = key[len(prefix) :].split('.', 1)
         state[f'{prefix}{blocks[int(number)]}.{name}'] = value

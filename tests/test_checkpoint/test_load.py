@@ -171,6 +171,18 @@ def test_pruners_follow_their_blocks(form, tmp_path, log):
     assert 'left out' not in log()
 
 
+def test_a_list_of_blocks_that_is_too_short_is_refused(tmp_path):
+    weights = counted(weights_of(small_vit(pruning=dict(pruner=cropr(), rate=8))))
+    weights['pruners.blocks'] = torch.tensor(2)
+    model = small_vit(pruning=dict(pruner=cropr(), rate=8))
+    before = weights_of(model)
+    with pytest.raises(ValueError, match=r'w.pth: pruners.blocks lists \[2\], fewer blocks than the checkpoint has'):
+        load_vit_weights(model, save(weights, tmp_path / 'w.pth'))
+    assert_same(model, before)
+    with pytest.raises(ValueError, match=r'pruners.blocks lists \[2\], fewer'):
+        model.load_state_dict(weights)
+
+
 def test_a_dense_model_takes_a_pruned_ones_weights_in_either_form(tmp_path):
     weights = weights_of(small_vit(pruning=dict(pruner=cropr(), rate=8)))
     for form in (dict, counted):

@@ -17,6 +17,7 @@ from mmengine.runner import Runner, autocast
 from torch import nn
 
 from cropr_mm import CroprHook, CroprViT, TokenReinsertion
+from cropr_mm.checkpoint.read import load_file
 from cropr_mm.engine.retrofit import evaluate_all_but_pruners, wrap_again
 from cropr_mm.models.layers import DropPath
 
@@ -386,6 +387,22 @@ def test_the_log_has_the_plan_the_progress_and_the_current_keep_ratio(tmp_path):
 def test_a_dense_model_has_no_progress(tmp_path):
     runner, _ = train(tmp_path, by_epoch=False, model=Segmentor(None))
     assert not [name for name in runner.message_hub.log_scalars if 'cropr' in name]
+
+
+@pytest.mark.parametrize('resume', [False, True])
+def test_a_training_whose_pruners_were_counted_is_loaded_and_not_resumed(tmp_path, resume):
+    train(tmp_path, by_epoch=False, iters=4)
+    path = tmp_path / 'iter_4.pth'
+    checkpoint = load_file(str(path))
+    checkpoint['state_dict']['backbone.pruners.blocks'] = torch.tensor([0, 1, 2])
+    torch.save(checkpoint, path)
+    start = dict(resume=resume, load_from=str(path), by_epoch=False)
+    if resume:
+        with pytest.raises(ValueError, match='resume: the checkpoint is of an earlier cropr_mm'):
+            train(tmp_path, **start)
+        return
+    runner, _ = train(tmp_path, **start)
+    assert runner.iter == 8
 
 
 @pytest.mark.parametrize('resume', [False, True])
