@@ -1,5 +1,8 @@
 """What all tests share: a fixed seed, and properties that hold or fail the same way on every run."""
 
+from functools import lru_cache
+
+import mmengine
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -23,3 +26,16 @@ def scope():
     yield
     DefaultScope._instance_dict.clear()
     DefaultScope._instance_dict.update(before)
+
+
+@pytest.fixture(scope='session', autouse=True)
+def quick_configs():
+    """Two costs of mmengine's configs that are most of a short run: neither changes what a config says.
+
+    A runner lets yapf format the text of its config three times. For every base in another library mmengine parses
+    all metafiles of that library, about a hundred; here each is parsed once.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('mmengine.config.config.FormatCode', lambda text, **_: (text, True), raising=False)
+        patch.setattr('mmengine.config.utils.load', lru_cache(maxsize=None)(mmengine.fileio.load), raising=False)
+        yield
