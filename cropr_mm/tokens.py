@@ -60,7 +60,7 @@ class Tokens(NamedTuple):
 
     Attributes:
         x: (B, P + M, D).
-        all_positions: (B, P + M) int64, none twice. Prefix tokens count on after the N patches of the grid: N … N + P - 1.
+        all_positions: (B, P + M) int64, none twice. Those of prefix tokens follow the N patches: N … N + P - 1.
         num_prefix: P.
         size: (B, P + M) float32, how many positions each token stands for, or None: one each.
     """

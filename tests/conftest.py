@@ -1,6 +1,9 @@
 """What all tests share: a fixed seed, and properties that hold or fail the same way on every run."""
 
+import os
 from functools import lru_cache
+
+os.environ.setdefault('OMP_NUM_THREADS', '1')  # before torch: models are tiny, and tests run in several processes
 
 import mmengine
 import pytest

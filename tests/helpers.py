@@ -10,7 +10,7 @@ from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from mmengine.utils import digit_version
 from torch import Tensor
 
-from cropr_mm import CroprViT
+from cropr_mm import CroprViT, Tokens
 
 PYTORCH_2_1 = digit_version(torch.__version__) < digit_version('2.2')
 shards_on_a_cpu = pytest.mark.skipif(PYTORCH_2_1, reason='FSDP of PyTorch 2.1 needs an accelerator')
@@ -37,6 +37,12 @@ def liven(model: torch.nn.Module) -> Any:
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     return model
+
+
+def tokens_at(x: Tensor, position: Tensor) -> Tokens:
+    """Tokens (B, P + M, D) whose patches are at these positions (B, M) of a grid of 12."""
+    prefix = x.shape[1] - position.shape[1]
+    return Tokens(x, torch.cat([torch.arange(12, 12 + prefix).expand(len(x), -1), position], dim=1), prefix)
 
 
 def cropr(head: str = 'MultiLabelAuxHead', num_classes: int = 3, **settings: Any) -> dict[str, Any]:

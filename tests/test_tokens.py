@@ -30,9 +30,9 @@ def score_tables(draw, max_tokens=12):
 
 def tokens_of(scores, prefix, size=False):
     batch, count = scores.shape
-    position = torch.arange(count).expand(batch, -1)
-    sizes = torch.rand(batch, count) if size else None
-    return Tokens(torch.randn(batch, prefix + count, 2), position, sizes)
+    positions = torch.cat([torch.arange(count, count + prefix), torch.arange(count)]).expand(batch, -1)
+    sizes = torch.rand(batch, prefix + count) if size else None
+    return Tokens(torch.randn(batch, prefix + count, 2), positions, prefix, sizes)
 
 
 @given(score_tables())
@@ -58,7 +58,8 @@ def test_split_keeps_the_best_after_the_prefix_in_the_order_in_which_they_were(s
         assert torch.equal(kept.x[b], torch.cat([tokens.prefix[b], tokens.patches[b, kept.position[b]]]))
         assert torch.equal(pruned.x[b], tokens.patches[b, pruned.position[b]])
     assert kept.num_prefix == prefix
-    assert not size or torch.equal(kept.size, tokens.size.gather(1, kept.position))
+    rows = torch.cat([torch.arange(prefix).expand(len(scores), -1), prefix + kept.position], dim=1)
+    assert not size or torch.equal(kept.size, tokens.size.gather(1, rows))
 
 
 @given(score_tables(), st.integers(0, 3), st.data())
@@ -70,7 +71,8 @@ def test_restore_undoes_any_number_of_splits(scores, prefix, data):
         tokens, part = split(tokens, again, data.draw(st.integers(0, again.shape[1] - 1)))
         removed.append(part)
     order = torch.tensor(data.draw(st.permutations(range(scores.shape[1]))))
-    restored = restore(tokens, removed, order)
+    every = torch.cat([whole.all_positions[0, :prefix], order])
+    restored = restore(tokens, removed, every)
     assert torch.equal(restored.prefix, whole.prefix) and torch.equal(restored.patches, whole.patches[:, order])
     assert torch.equal(restored.position, order.expand_as(whole.position))
 

@@ -91,7 +91,7 @@ class CroprViT(PlainViT):
             self.schedule, self.pruners, self._supervision = build_pruning(
                 pruning, self.depth, self.arch.class_token, **shape
             )
-            self._check_out_indices(self.schedule)
+            self._check_out_indices(out_indices, self.schedule)
         self.fusion = self.schedule is not None and self.schedule.fusion is not None
         if self.fusion:
             self.blocks[-1].drop_path = DropPath(0.0)
@@ -101,18 +101,18 @@ class CroprViT(PlainViT):
         self.aux_is_read = False  # set by CroprHook, which reads the auxiliary losses of every step
         self._learns = False  # whether the last forward was a training step
 
-    def _check_out_indices(self, schedule: Schedule) -> None:
-        last, shown = self.out_indices[-1], self.out_indices
+    def _check_out_indices(self, out_indices: int | Sequence[int], schedule: Schedule) -> None:
+        last = self.out_indices[-1]
         if last == self.depth - 1:
             return
         if schedule.fusion is not None:
             raise ValueError(
-                f'out_indices={shown!r} leaves out the last block, {self.depth - 1}, in which the pruned tokens '
+                f'out_indices={out_indices!r} leaves out the last block, {self.depth - 1}, in which the pruned tokens '
                 f'return; add it, or set arch.depth={last + 1} for a model that ends there'
             )
         if schedule.blocks[-1] >= last:
             raise ValueError(
-                f'out_indices={shown!r}: nothing after block {last} is computed, but pruning has a pruner after '
+                f'out_indices={out_indices!r}: nothing after block {last} is computed, but pruning has a pruner after '
                 f'block {schedule.blocks[-1]}; set pruning.blocks (or pruning.keep) to blocks from 0 to {last - 1}'
             )
 

@@ -52,8 +52,8 @@ def batches(count=2):
 
 def test_shares_of_objects_and_background():
     model = Segmentor(PRUNING).eval()
-    for pruner in model.backbone.pruners:
-        pruner.score = lambda tokens, index, grid, attention: -index.float()  # the upper rows stay
+    for pruner in model.backbone.pruners.values():
+        pruner.score = lambda tokens, context: -tokens.position.float()  # the upper rows are kept
     shares = routing_shares(model, batches(), object_classes=[5])
     assert (shares['images'], shares['object_tokens'], shares['background_tokens']) == (6, 6 * 12, 6 * 24)
     left = 36 - torch.tensor([0, *model.backbone.schedule.counts((6, 6), 1)]).cumsum(0)
@@ -77,8 +77,8 @@ def test_what_is_missing_is_said():
 def test_overlap_counts_what_both_keep():
     model, same, opposite = (Segmentor(PRUNING).eval() for _ in range(3))
     for net, sign in ((model, -1), (same, -1), (opposite, 1)):
-        for pruner in net.backbone.pruners:
-            pruner.score = lambda tokens, index, grid, attention, sign=sign: sign * index.float()
+        for pruner in net.backbone.pruners.values():
+            pruner.score = lambda tokens, context, sign=sign: sign * tokens.position.float()
     left = 36 - torch.tensor(model.backbone.schedule.counts((6, 6), 1)).cumsum(0)
     assert routing_overlap(model, same, batches()) == dict.fromkeys(range(3), 1.0)
     expected = [max(0, 2 * n - 36) / n for n in left.tolist()]  # the upper n and the lower n of 36
@@ -86,8 +86,8 @@ def test_overlap_counts_what_both_keep():
 
 
 def test_overlap_needs_one_schedule():
-    with pytest.raises(ValueError, match=r'behind blocks \[0, 1, 2\] .* and behind \[1\]'):
+    with pytest.raises(ValueError, match=r'after blocks \[0, 1, 2\] .* and after \[1\]'):
         other = Segmentor(dict(pruner=cropr(), rate=8, blocks=[1])).eval()
         routing_overlap(Segmentor(PRUNING).eval(), other, batches())
-    with pytest.raises(ValueError, match='no module prunes'):
+    with pytest.raises(ValueError, match='no pruner removes a token'):
         routing_overlap(Segmentor(None).eval(), Segmentor(None).eval(), batches())

@@ -265,7 +265,7 @@ def test_errors_name_key_value_and_what_is_valid(settings, words):
 
 
 def test_a_pruner_that_is_none_is_refused():
-    with pytest.raises(TypeError, match=r"pruning.pruner.type='ForeignModule' is no BasePruner"):
+    with pytest.raises(TypeError, match=r"pruning.pruner.type='ForeignModule' is neither a BasePruner"):
         small_vit(pruning=dict(pruner=dict(type='ForeignModule'), rate=6))
 
 

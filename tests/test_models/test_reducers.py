@@ -20,21 +20,21 @@ class MergingReducer(BaseReducer):
     """Merges ``count`` of every second patch token into the most similar of the others, by their mean."""
 
     def forward(self, tokens, count, context):
-        patches, size = tokens.patches, tokens.size
+        patches, prefix, size = tokens.patches, tokens.num_prefix, tokens.size
         if size is None:
-            size = torch.ones(tokens.position.shape, device=patches.device)
+            size = torch.ones(tokens.x.shape[:2], device=patches.device)
         if count > patches.shape[1] // 2:
             raise ValueError(f'MergingReducer: {count} of {patches.shape[1]} tokens; at most half can merge at once')
         direction = F.normalize(patches.detach(), dim=-1)
         similarity, nearest = (direction[:, 1::2] @ direction[:, ::2].transpose(1, 2)).max(dim=-1)
         chosen = rank(similarity)[:, :count]
-        rows, owners = 2 * chosen + 1, 2 * nearest.gather(1, chosen)
-        sums = self.add(patches * size[..., None], rows, owners)
+        rows, owners = prefix + 2 * chosen + 1, prefix + 2 * nearest.gather(1, chosen)
+        sums = self.add(tokens.x * size[..., None], rows, owners)
         size = self.add(size[..., None], rows, owners)
-        kept = torch.ones_like(tokens.position).scatter(1, rows, 0).argsort(dim=1, descending=True, stable=True)
-        merged = tokens._replace(x=torch.cat([tokens.prefix, sums / size], dim=1), size=size[..., 0])
-        position = tokens.position
-        return merged.take(kept[:, :-count]), Removed(position.gather(1, rows), owner=position.gather(1, owners))
+        kept = torch.ones_like(tokens.all_positions).scatter(1, rows, 0).argsort(dim=1, descending=True, stable=True)
+        merged = tokens._replace(x=sums / size, size=size[..., 0]).take(kept[:, :-count])
+        where = tokens.all_positions
+        return merged, Removed(where.gather(1, rows), owner=where.gather(1, owners))
 
     def add(self, x, rows, owners):
         """Each owner plus the rows that merge into it."""

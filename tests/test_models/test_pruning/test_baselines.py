@@ -6,10 +6,10 @@ import statistics
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import small_vit
+from helpers import small_vit, tokens_at
 from mmengine.registry import MODELS
 
-from cropr_mm import Context, RandomPruner, Tokens, VariancePruner
+from cropr_mm import Context, RandomPruner, VariancePruner
 from cropr_mm.models.archs import resolve_arch
 from cropr_mm.models.layers import Attention
 from cropr_mm.models.pruning.baselines import class_attention
@@ -34,9 +34,9 @@ def test_random_scores_follow_torchs_seed_and_differ_per_sample():
     assert isinstance(pruner, RandomPruner)
     x = torch.zeros(2, 12, DIM)
     torch.manual_seed(1)
-    first = pruner.score(Tokens(x, index_of(x)), Context(GRID))
+    first = pruner.score(tokens_at(x, index_of(x)), Context(GRID))
     torch.manual_seed(1)
-    assert torch.equal(first, pruner.score(Tokens(x, index_of(x)), Context(GRID))) and not torch.equal(
+    assert torch.equal(first, pruner.score(tokens_at(x, index_of(x)), Context(GRID))) and not torch.equal(
         first[0], first[1]
     )
 
@@ -44,14 +44,14 @@ def test_random_scores_follow_torchs_seed_and_differ_per_sample():
 def test_random_selection_takes_every_token_equally_often():
     pruner = RandomPruner(DIM, GRID, 4)
     x = torch.zeros(4000, 12, DIM)
-    best = pruner.score(Tokens(x, index_of(x)), Context(GRID)).topk(6).indices
+    best = pruner.score(tokens_at(x, index_of(x)), Context(GRID)).topk(6).indices
     share = F.one_hot(best, 12).sum(dim=(0, 1)) / 4000
     assert (share - 0.5).abs().max() < 0.04  # 5 standard deviations
 
 
 def test_variance_is_that_of_the_channels():
     x = torch.randn(2, 12, DIM)
-    scores = VariancePruner(DIM, GRID, 4).score(Tokens(x, index_of(x)), Context(GRID))
+    scores = VariancePruner(DIM, GRID, 4).score(tokens_at(x, index_of(x)), Context(GRID))
     expected = [[statistics.variance(token.tolist()) for token in sample] for sample in x]
     torch.testing.assert_close(scores, torch.tensor(expected))
 
@@ -60,7 +60,7 @@ def test_variance_is_that_of_the_channels():
 def test_variance_is_float32_also_under_autocast(dtype):
     x = torch.randn(2, 12, DIM).to(dtype)
     with torch.autocast('cpu', dtype=torch.bfloat16):
-        assert VariancePruner(DIM, GRID, 4).score(Tokens(x, index_of(x)), Context(GRID)).dtype == torch.float32
+        assert VariancePruner(DIM, GRID, 4).score(tokens_at(x, index_of(x)), Context(GRID)).dtype == torch.float32
 
 
 def test_class_attention_is_the_first_row_of_the_softmax():

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from helpers import cropr, det_sample, liven, seg_sample, small_vit
+from helpers import cropr, det_sample, liven, seg_sample, small_vit, tokens_at
 from mmengine.utils import digit_version
 
-from cropr_mm import Context, CroprPruner, Tokens
+from cropr_mm import Context, CroprPruner
 from cropr_mm.models.pruning import cropr as cropr_module
 from cropr_mm.models.pruning.cropr import _dot, sums_in_float32
 
@@ -85,14 +85,14 @@ def index_of(x):
 
 def test_scores(case):
     _, pruner, x, *_, expected = case
-    scores = pruner.score(Tokens(x[:, PREFIX:], index_of(x)), Context(GRID))
+    scores = pruner.score(tokens_at(x[:, PREFIX:], index_of(x)), Context(GRID))
     assert scores.dtype == torch.float32
     torch.testing.assert_close(scores.double(), torch.stack([s for s, _ in expected]), rtol=1e-5, atol=1e-5)
 
 
 def test_kept_set(case):
     _, pruner, x, *_, expected = case
-    kept, pruned = pruner(Tokens(x, index_of(x)), 5, Context(GRID))
+    kept, pruned = pruner(tokens_at(x, index_of(x)), 5, Context(GRID))
     for b, (scores, _) in enumerate(expected):
         best = sorted(range(12), key=lambda i: -scores[i].item())
         assert set(kept.position[b].tolist()) == set(best[:7])
@@ -102,19 +102,19 @@ def test_kept_set(case):
 def test_auxiliary_prediction(case):
     _, pruner, x, *_, expected = case
     torch.testing.assert_close(
-        pruner.predict(Tokens(x, index_of(x))).double(), torch.stack([p for _, p in expected]), rtol=1e-5, atol=1e-5
+        pruner.predict(tokens_at(x, index_of(x))).double(), torch.stack([p for _, p in expected]), rtol=1e-5, atol=1e-5
     )
 
 
 def test_auxiliary_loss(case):
     head, pruner, x, samples, targets, _, expected = case
-    loss = pruner.aux_loss(pruner.predict(Tokens(x, index_of(x))), samples, GRID)
+    loss = pruner.aux_loss(pruner.predict(tokens_at(x, index_of(x))), samples, GRID)
     torch.testing.assert_close(loss.double(), reference_loss(head, [p for _, p in expected], targets))
 
 
 def test_gradients_of_queries_mlp_norms_and_head(case):
     head, pruner, x, samples, targets, weights, expected = case
-    pruner.aux_loss(pruner.predict(Tokens(x, index_of(x))), samples, GRID).backward()
+    pruner.aux_loss(pruner.predict(tokens_at(x, index_of(x))), samples, GRID).backward()
     reference_loss(head, [p for _, p in expected], targets).backward()
     for name, parameter in pruner.named_parameters():
         assert weights[name].grad.abs().max() > 0, name
@@ -195,10 +195,10 @@ def test_nothing_is_predicted_in_evaluation_or_without_gradients():
 
 def test_scores_stay_float32_under_autocast():
     pruner, x = build('MultiLabelAuxHead'), torch.randn(2, 12, DIM)
-    expected = pruner.score(Tokens(x, index_of(x)), Context(GRID))
+    expected = pruner.score(tokens_at(x, index_of(x)), Context(GRID))
     with torch.autocast('cpu', dtype=torch.bfloat16):
-        assert torch.equal(pruner.score(Tokens(x, index_of(x)), Context(GRID)), expected)
-    assert pruner.score(Tokens(x.bfloat16(), index_of(x)), Context(GRID)).dtype == torch.float32
+        assert torch.equal(pruner.score(tokens_at(x, index_of(x)), Context(GRID)), expected)
+    assert pruner.score(tokens_at(x.bfloat16(), index_of(x)), Context(GRID)).dtype == torch.float32
 
 
 @pytest.mark.parametrize('head', ['MultiLabelAuxHead', 'PatchSegAuxHead'])
@@ -245,7 +245,7 @@ def test_half_precision_is_summed_in_float32_without_a_copy_where_the_device_can
     """On a stand-in for a device whose products of half precision can be had in float32."""
     pruner = build('MultiLabelAuxHead', reverse=reverse).to(dtype)
     x = torch.randn(2, PREFIX + 12, DIM, dtype=dtype)[:, PREFIX:]
-    expected = pruner.score(Tokens(x, index_of(x)), Context(GRID))
+    expected = pruner.score(tokens_at(x, index_of(x)), Context(GRID))
     product, seen = torch.bmm, []
 
     def bmm(a, b, out_dtype=None):
@@ -254,7 +254,7 @@ def test_half_precision_is_summed_in_float32_without_a_copy_where_the_device_can
 
     monkeypatch.setattr(cropr_module, 'sums_in_float32', lambda device, dtype: True)
     monkeypatch.setattr(torch, 'bmm', bmm)
-    assert torch.equal(pruner.score(Tokens(x, index_of(x)), Context(GRID)), expected)
+    assert torch.equal(pruner.score(tokens_at(x, index_of(x)), Context(GRID)), expected)
     assert seen == [(dtype, dtype, torch.float32, x.data_ptr())]
 
 
@@ -263,7 +263,7 @@ def test_half_precision_is_copied_to_float32_where_the_device_cannot():
     pruner, x = build('MultiLabelAuxHead').bfloat16(), torch.randn(2, 12, DIM).bfloat16()
     expected = x.double() @ pruner.queries[0].double()
     torch.testing.assert_close(
-        pruner.score(Tokens(x, index_of(x)), Context(GRID)).double(), expected, rtol=1e-5, atol=1e-5
+        pruner.score(tokens_at(x, index_of(x)), Context(GRID)).double(), expected, rtol=1e-5, atol=1e-5
     )
 
 

@@ -6,9 +6,9 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import cropr, det_sample, liven, small_vit
+from helpers import cropr, det_sample, liven, small_vit, tokens_at
 
-from cropr_mm import Context, CroprPruner, Tokens
+from cropr_mm import Context, CroprPruner
 
 GRID, DIM, PREFIX, CLASSES = (3, 4), 8, 1, 3
 OPTIONS = [
@@ -55,14 +55,14 @@ def test_scores_and_prediction(options):
     pruner, x = build(**options), torch.randn(2, PREFIX + 12, DIM, dtype=torch.float64)
     index = torch.arange(12).expand(2, -1)
     scores, prediction = reference(pruner, x, **options)
-    torch.testing.assert_close(pruner.predict(Tokens(x, index)), prediction)
+    torch.testing.assert_close(pruner.predict(tokens_at(x, index)), prediction)
     # What every token has in common (key bias, norm bias) is left out of the score: it ranks nothing.
-    ours = pruner.score(Tokens(x[:, PREFIX:], index), Context(GRID)).double()
+    ours = pruner.score(tokens_at(x[:, PREFIX:], index), Context(GRID)).double()
     torch.testing.assert_close(
         ours - ours.mean(1, keepdim=True), scores - scores.mean(1, keepdim=True), rtol=1e-4, atol=1e-4
     )
     pruner.switch_to_deploy()
-    torch.testing.assert_close(pruner.score(Tokens(x[:, PREFIX:], index), Context(GRID)).double(), ours)
+    torch.testing.assert_close(pruner.score(tokens_at(x[:, PREFIX:], index), Context(GRID)).double(), ours)
     assert [name for name, _ in pruner.named_parameters()] == ['queries'] and pruner.queries.shape == (1, DIM)
 
 

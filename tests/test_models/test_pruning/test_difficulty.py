@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from helpers import liven, seg_sample, small_vit
+from helpers import liven, seg_sample, small_vit, tokens_at
 from mmengine.structures import BaseDataElement, InstanceData
 
-from cropr_mm import Context, CroprPruner, DifficultyPruner, Tokens
+from cropr_mm import Context, CroprPruner, DifficultyPruner
 from cropr_mm.models.pruning.difficulty import TokenPrediction
 
 GRID, DIM, PREFIX, CLASSES, PATCH = (3, 4), 8, 1, 3, 4
@@ -67,7 +67,7 @@ def case():
 def test_loss_and_gradients(case):
     pruner, x, index, samples, weights, expected = case
     x.requires_grad_()
-    loss = pruner.aux_loss(pruner.predict(Tokens(x, index)), samples, GRID)
+    loss = pruner.aux_loss(pruner.predict(tokens_at(x, index)), samples, GRID)
     torch.testing.assert_close(loss.double(), expected)
     loss.backward()
     expected.backward()
@@ -79,10 +79,10 @@ def test_loss_and_gradients(case):
 
 def test_the_scores_that_learn_are_those_that_select(case):
     pruner, x, index, *_ = case
-    scores = pruner.predict(Tokens(x, index)).scores
-    torch.testing.assert_close(scores, pruner.score(Tokens(x[:, PREFIX:], index), Context(GRID)))
+    scores = pruner.predict(tokens_at(x, index)).scores
+    torch.testing.assert_close(scores, pruner.score(tokens_at(x[:, PREFIX:], index), Context(GRID)))
     torch.testing.assert_close(
-        pruner.predict(Tokens(x[:, PREFIX:], index)).scores, scores
+        pruner.predict(tokens_at(x[:, PREFIX:], index)).scores, scores
     )  # a model without a [CLS] token
 
 
@@ -107,11 +107,11 @@ def test_the_scorer_finds_the_tokens_that_a_linear_layer_cannot_name():
         classes[torch.rand(8, 12) < 0.6] = 0
         x, samples = tokens_of(classes)
         optimizer.zero_grad()
-        pruner.aux_loss(pruner.predict(Tokens(x, torch.arange(12).expand(8, -1))), samples, GRID).backward()
+        pruner.aux_loss(pruner.predict(tokens_at(x, torch.arange(12).expand(8, -1))), samples, GRID).backward()
         optimizer.step()
     classes = torch.tensor([[0, 0, 1, 0, 2, 0, 0, 0, 1, 0, 0, 2]])
     x, _ = tokens_of(classes)
-    order = pruner.score(Tokens(x, torch.arange(12)[None]), Context(GRID)).argsort(descending=True)[0]
+    order = pruner.score(tokens_at(x, torch.arange(12)[None]), Context(GRID)).argsort(descending=True)[0]
     assert set(order[:4].tolist()) == {2, 4, 8, 11}
 
 
@@ -143,7 +143,7 @@ ALL_IGNORED = seg_sample(torch.full((12, 16), 255))
 def test_all_ignored_labels_give_no_loss_and_no_gradient():
     pruner = build()
     loss = pruner.aux_loss(
-        pruner.predict(Tokens(torch.randn(2, 12, DIM), torch.arange(12).expand(2, -1))), [ALL_IGNORED] * 2, GRID
+        pruner.predict(tokens_at(torch.randn(2, 12, DIM), torch.arange(12).expand(2, -1))), [ALL_IGNORED] * 2, GRID
     )
     loss.backward()
     assert loss.item() == 0 and all(p.grad.abs().max() == 0 for p in pruner.parameters())
@@ -151,16 +151,16 @@ def test_all_ignored_labels_give_no_loss_and_no_gradient():
 
 def test_an_ignored_sample_does_not_dilute_the_others(case):
     pruner, x, index, samples, *_ = case
-    together = pruner.aux_loss(pruner.predict(Tokens(x, index)), [samples[0], ALL_IGNORED], GRID)
-    alone = pruner.aux_loss(pruner.predict(Tokens(x[:1], index[:1])), samples[:1], GRID)
+    together = pruner.aux_loss(pruner.predict(tokens_at(x, index)), [samples[0], ALL_IGNORED], GRID)
+    alone = pruner.aux_loss(pruner.predict(tokens_at(x[:1], index[:1])), samples[:1], GRID)
     torch.testing.assert_close(together, alone)
 
 
 def test_scores_and_loss_are_float32_under_autocast(case):
     pruner, x, index, samples, *_ = case
-    exact = pruner.predict(Tokens(x, index)).scores
+    exact = pruner.predict(tokens_at(x, index)).scores
     with torch.autocast('cpu', dtype=torch.bfloat16):
-        prediction = pruner.predict(Tokens(x, index))
+        prediction = pruner.predict(tokens_at(x, index))
         assert prediction.logits.dtype == torch.bfloat16 and torch.equal(prediction.scores, exact)
         assert pruner.aux_loss(prediction, samples, GRID).dtype == torch.float32
 
@@ -211,11 +211,12 @@ def test_reverse_keeps_the_easy_ones(case):
     pruner, x, index, *_ = case
     other = build(reverse=True)
     other.load_state_dict(pruner.state_dict())
-    assert torch.equal(other.score(Tokens(x, index), Context(GRID)), -pruner.score(Tokens(x, index), Context(GRID)))
+    tokens = tokens_at(x, index)
+    assert torch.equal(other.score(tokens, Context(GRID)), -pruner.score(tokens, Context(GRID)))
 
 
 def test_its_head_says_which_pruner_it_belongs_to():
     pruner = CroprPruner(DIM, GRID, PATCH, dict(type='TokenClassAuxHead', num_classes=CLASSES))
-    prediction = pruner.predict(Tokens(torch.randn(2, 13, DIM), torch.arange(12).expand(2, -1)))
+    prediction = pruner.predict(tokens_at(torch.randn(2, 13, DIM), torch.arange(12).expand(2, -1)))
     with pytest.raises(TypeError, match=r"pruning\.pruner\.type='DifficultyPruner'"):
         pruner.aux_loss(prediction, [ALL_IGNORED] * 2, GRID)
