@@ -6,6 +6,7 @@ import configparser
 import fcntl
 import importlib
 import json
+import os
 import sys
 import sysconfig
 import threading
@@ -70,6 +71,7 @@ class World:
         patch.setenv('CROPR_MM_CACHE', str(home / 'cache'))
         for name in ('FORCE_CUDA', 'TORCH_CUDA_ARCH_LIST', 'CFLAGS', 'CXX', 'MAX_JOBS', 'UV_CONSTRAINT'):
             patch.delenv(name, raising=False)
+        patch.setenv('MMCV_BASE_URL', (home / 'index').as_uri())  # where nothing is, unless a test puts it there
         patch.setattr(env, 'settings_of_pip', dict)
         patch.setattr(env, 'DRIVERS', ())  # no GPU, whatever this machine has
         self.check_compiler = env.check_compiler
@@ -284,3 +286,30 @@ def test_the_package_changes_nothing_in_environments_that_are_met(python: str, t
     for requirement in requirements:  # safetensors itself requires nothing
         assert requirement.name not in there or there[requirement.name] in requirement.specifier
     assert set(there) >= {'numpy', 'torch'}
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='the indexes have wheels for Linux alone')
+@pytest.mark.parametrize(
+    ('openmmlab', 'folder', 'name'),
+    [
+        ('openmmlab', 'mmcv/dist/cu130/torch2.13.0', 'mmcv-2.1.0'),
+        ('onedl', 'cu130-torch2130/simple/onedl-mmcv', 'onedl_mmcv-2.3.6'),
+    ],
+)
+def test_a_wheel_of_the_index_is_preferred(world: World, openmmlab: str, folder: str, name: str) -> None:
+    (world.home / 'version.py').write_text(TORCH.format('+cu130', "'13.0'"))
+    page = world.home / 'index' / folder / 'index.html'
+    page.parent.mkdir(parents=True)
+    for tag, taken in (('cp27', False), (TAG, True)):  # for another Python, and for this one
+        page.write_text(f'<a href="{name}-{tag}-{tag}-manylinux1_{os.uname().machine}.whl">it</a>')
+        world.move(f'venv-{tag}')
+        if openmmlab == 'openmmlab':
+            build = find(world.setup(openmmlab=openmmlab), '--no-build-isolation').words
+            assert (build[build.index('-f') + 1] == page.as_uri()) if taken else '-f' not in build
+            for wheel in (world.home / 'cache' / 'wheels').glob('*/*.whl'):
+                wheel.unlink()
+        else:
+            setup = world.env.Setup(world.venv, '2.13.0', openmmlab)
+            (setup.site / 'torch').mkdir(parents=True)
+            (setup.site / 'torch' / 'version.py').write_text(TORCH.format('+cu130', "'13.0'"))
+            assert setup.prebuilt() == (page.as_uri() if taken else '')

@@ -13,29 +13,34 @@ import fcntl
 import hashlib
 import json
 import os
+import platform
 import re
 import subprocess
 import sys
 import sysconfig
 import tempfile
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# mmcv, the setuptools that builds it, the libraries with what they import and do not declare, and the oldest Python
+# mmcv, the setuptools that builds it, the libraries with what they import and do not declare, the oldest Python, and
+# the index of wheels of mmcv that others have built
 STACKS: dict[str, tuple] = {
     'openmmlab': (
         'mmcv==2.1.0',
         'setuptools<80',
         ('mmengine==0.10.7', 'mmdet==3.3.0', 'mmsegmentation==1.2.2', 'ftfy', 'regex', 'six'),
         (3, 8),
+        'https://download.openmmlab.com/mmcv/dist/{device}/torch2.{minor}.0/index.html',
     ),
     'onedl': (
         'onedl-mmcv==2.3.6',
         'setuptools>=80,<82',
         ('onedl-mmengine==0.10.12', 'onedl-mmdetection==3.5.1', 'onedl-mmsegmentation==1.4.2'),
         (3, 10),
+        'https://mmwheels.onedl.ai/{device}-torch2{minor}0/simple/onedl-mmcv/index.html',
     ),
 }
 BUILD_TOOLS = ('pip', 'wheel', 'ninja', 'psutil', 'packaging')
@@ -119,15 +124,15 @@ class Setup:
     def __init__(self, venv: Path, torch: str, openmmlab: str, python: tuple[int, int] = sys.version_info[:2]) -> None:
         if openmmlab not in STACKS:
             raise SetupError(f'OPENMMLAB={openmmlab!r}; valid: {" or ".join(STACKS)}')
-        self.mmcv, setuptools, self.libraries, oldest = STACKS[openmmlab]
+        self.mmcv, setuptools, self.libraries, oldest, self.index = STACKS[openmmlab]
         if not oldest <= python <= (3, 12):
             raise SetupError('PYTHON is Python {}.{}; valid here: {}.{} to 3.12'.format(*python, *oldest))
         if not re.fullmatch(r'2\.[1-9]\d*\.\d+(\+\w+)?', torch):
             raise SetupError(f'TORCH={torch!r}; valid: a full version from 2.1.0 on, such as 2.13.0')
-        minor, self.tag = int(torch.split('.')[1]), 'cp{}{}'.format(*python)
-        self.torch, self.torchvision = torch, f'torchvision==0.{minor + 15}.*'
+        self.minor, self.tag = int(torch.split('.')[1]), 'cp{}{}'.format(*python)
+        self.torch, self.torchvision = torch, f'torchvision==0.{self.minor + 15}.*'
         # In every command: uv keeps what fits. torch up to 2.2 is compiled for numpy 1.
-        self.pins = (f'torch=={torch}', setuptools, *['numpy<2'] * (minor < 3))
+        self.pins = (f'torch=={torch}', setuptools, *['numpy<2'] * (self.minor < 3))
         self.venv, self.python = venv.absolute(), venv.absolute() / 'bin' / 'python'
         self.site = self.venv / 'lib' / 'python{}.{}'.format(*python) / 'site-packages'
         self.choices = {'TORCH': torch, 'OPENMMLAB': openmmlab, 'PYTHON': self.tag}
@@ -172,7 +177,7 @@ class Setup:
         other = [f'{key}={made[key]}' for key in self.choices if made.get(key, self.choices[key]) != self.choices[key]]
         if other:
             raise SetupError(f'VENV={self.venv} was made with {", ".join(other)}; choose the same, or another VENV')
-        if not self.has_mmcv() and not self.cached('*'):
+        if not self.has_mmcv() and not self.cached('*') and not self.prebuilt():
             check_compiler()
 
     def has_mmcv(self) -> bool:
@@ -187,11 +192,11 @@ class Setup:
         self.call(self.venv / 'bin' / 'uv', 'pip', 'install', '-p', self.python, *what)
 
     def mmcv_wheel(self) -> Path:
-        """The wheel of mmcv: from the cache, or else compiled."""
+        """The wheel of mmcv: from the cache, else from its index, else compiled."""
         operators = self.operators()
         with locked_cache():
             if not self.cached(operators):
-                self.compile(operators)
+                self.build(operators)
             return self.cached(operators)[0]
 
     def cached(self, operators: str) -> list[Path]:
@@ -202,6 +207,20 @@ class Setup:
         torch = self.version_of_torch()[0] or f'{self.torch}*'
         operators = re.sub(r'[^\w.+*]+', '_', operators)
         return f'{self.mmcv}-torch-{torch}-{self.tag}-{sysconfig.get_platform()}-{operators}'
+
+    def prebuilt(self) -> str:
+        """Address of the index that has a wheel of mmcv for this torch and Python, or '' (also if out of reach)."""
+        cuda = self.version_of_torch()[1]
+        page = self.index.format(device=f'cu{cuda.replace(".", "")}' if cuda else 'cpu', minor=self.minor)
+        if os.environ.get('MMCV_BASE_URL'):  # a mirror, as mim knows it
+            page = f'{os.environ["MMCV_BASE_URL"]}/{page.split("/", 3)[3]}'
+        name = self.mmcv.replace('-', '_').replace('==', '-')
+        wheel = f'{name}-{self.tag}-{self.tag}-[^"]*_{platform.machine()}[.]whl'
+        try:
+            with urllib.request.urlopen(page, timeout=5) as answer:
+                return page if sys.platform == 'linux' and re.search(wheel, answer.read().decode()) else ''
+        except (OSError, ValueError):
+            return ''
 
     def version_of_torch(self) -> tuple[str, str]:
         """Of the torch in the environment, such as ``('2.13.0+cu130', '13.0')``: its version, and CUDA's or ''."""
@@ -224,8 +243,11 @@ class Setup:
             )
         return (listed or ';'.join(sorted(set(seen)))) if forced or seen else 'cpu'
 
-    def compile(self, operators: str) -> None:
-        check_compiler()
+    def build(self, operators: str) -> None:
+        """Put a wheel into the cache: the index's, or one compiled here."""
+        page = self.prebuilt()
+        if not page:
+            check_compiler()
         cores = len(os.sched_getaffinity(0)) if sys.platform == 'linux' else os.cpu_count() or 1
         memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
         jobs = os.environ.get('MAX_JOBS') or str(max(1, min(cores, memory // 1_500_000_000)))
@@ -233,11 +255,12 @@ class Setup:
         env = {'MMCV_WITH_OPS': '1', 'MAX_JOBS': jobs, 'CFLAGS': flags, 'CXXFLAGS': flags, 'FORCE_CUDA': '0'}
         if operators != 'cpu':
             env.update(FORCE_CUDA='1', TORCH_CUDA_ARCH_LIST=operators)
-        print(f'compiling {self.mmcv} ({operators}) with {jobs} jobs; with two about ten minutes', flush=True)
+        if not page:
+            print(f'compiling {self.mmcv} ({operators}) with {jobs} jobs; with two about ten minutes', flush=True)
         with tempfile.TemporaryDirectory(dir=cache_root()) as new:
             # pip's cache knows wheels by their source alone, whatever torch they were compiled for.
-            command = ('-m', 'pip', 'wheel', '--no-cache-dir', '--no-deps', '--no-build-isolation', '-w', new)
-            self.call(self.python, *command, self.mmcv, **env)
+            command = ['-m', 'pip', 'wheel', '--no-cache-dir', '--no-deps', '--no-build-isolation', '-w', new]
+            self.call(self.python, *command, *(['-f', page] if page else []), self.mmcv, **env)
             folder = cache_root() / 'wheels' / self.key(operators)
             folder.mkdir(parents=True, exist_ok=True)
             for wheel in Path(new).glob('*.whl'):
