@@ -10,23 +10,10 @@ import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from .checkpoint.whole_model import SUFFIXES, load_every_parameter, load_strictly, read_checkpoint, save_weights
+from .checkpoint import load_strictly
 from .models import CroprViT
 from .tokens import SparseFeature
 from .utils.checks import is_type
-
-# Those of whole_model until every importer takes them from cropr_mm.checkpoint.
-__all__ = [
-    'SUFFIXES',
-    'TOLERANCE',
-    'deployed_config',
-    'fold_into',
-    'load_every_parameter',
-    'load_strictly',
-    'pruned_backbones',
-    'read_checkpoint',
-    'save_weights',
-]
 
 TOLERANCE = 1e-5
 """Largest difference between the outputs before and after, as a share of the largest value (at least 1)."""

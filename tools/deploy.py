@@ -13,18 +13,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from cropr_mm.checkpoint.read import check_checkpoint
+from cropr_mm.checkpoint import check_checkpoint, load_strictly, read_checkpoint, save_weights
+from cropr_mm.checkpoint.whole_model import SUFFIXES
 from cropr_mm.cli.arguments import add_run_arguments, plain_errors
 from cropr_mm.cli.config import load_config
 from cropr_mm.cli.model import build_model
-from cropr_mm.deploy import (
-    SUFFIXES,
-    deployed_config,
-    fold_into,
-    load_strictly,
-    read_checkpoint,
-    save_weights,
-)
+from cropr_mm.deploy import deployed_config, fold_into
 from cropr_mm.version import __version__
 
 # Of what mmengine writes beside the weights; the rest belongs to the training.

@@ -29,12 +29,11 @@ from cropr_mm.benchmark.rates import (
     time_rates,
     write_csv,
 )
-from cropr_mm.checkpoint.read import check_checkpoint
+from cropr_mm.checkpoint import load_strictly, read_checkpoint
 from cropr_mm.cli.arguments import add_run_arguments, plain_errors
 from cropr_mm.cli.config import load_config
 from cropr_mm.cli.inputs import check_data
 from cropr_mm.cli.run import build_runner
-from cropr_mm.deploy import load_strictly, read_checkpoint
 from cropr_mm.models import Schedule
 from cropr_mm.models.cropr_vit import find_backbone
 from cropr_mm.utils.checks import check_integer
@@ -65,8 +64,6 @@ def prepare(cfg: Config, args: argparse.Namespace, rates: Iterable[float]) -> tu
         raise ValueError(f'--launcher {args.launcher}: speeds compare on one device; run it without')
     if args.images is not None:
         check_integer('--images', args.images)
-    if '://' not in args.checkpoint:
-        check_checkpoint(args.checkpoint)
     weights, _ = read_checkpoint(args.checkpoint)
     check_data(cfg, ['test_dataloader'])
     cfg.update(load_from=None, resume=False)

@@ -18,13 +18,11 @@ from mmengine.model import BaseTTAModel
 from mmengine.runner import Runner
 from torch.nn.parallel import DistributedDataParallel
 
-from cropr_mm.checkpoint.read import CheckpointError, check_checkpoint
-from cropr_mm.checkpoint.state_dict import weights_of
+from cropr_mm.checkpoint import CheckpointError, check_checkpoint, load_every_parameter, weights_of
 from cropr_mm.cli.arguments import add_run_arguments, plain_errors
 from cropr_mm.cli.config import load_config
 from cropr_mm.cli.inputs import check_data
 from cropr_mm.cli.run import build_runner
-from cropr_mm.deploy import load_every_parameter
 
 
 def parse_args() -> argparse.Namespace:

@@ -9,7 +9,7 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import MODELS
 from torch import nn
 
-from ..deploy import load_strictly
+from ..checkpoint import load_strictly
 from ..models import CroprPruner
 from ..models.cropr_vit import find_backbone
 

@@ -16,7 +16,6 @@ from mmengine.logging import MMLogger
 from ..utils.compat import remove_prefix
 from .fit import fit_positions
 from .names import shorten, strip_wrappers
-from .whole_model import weights_of  # noqa: F401  # until tools/test.py takes it from cropr_mm.checkpoint
 
 _EMBEDDED = ('pos_embed', 'cls_token', 'reg_token')
 # PyTorch's message about a weight of another shape.

@@ -9,8 +9,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import HOOKS, MODELS, DefaultScope
 from torch import nn
 
-from ..checkpoint.read import check_checkpoint
-from ..deploy import load_every_parameter, read_checkpoint
+from ..checkpoint import load_every_parameter, read_checkpoint
 from ..engine import OracleHook
 from ..engine.bfloat16 import let_mmcv_take_bfloat16
 from ..utils.checks import is_type
@@ -41,8 +40,6 @@ def load_model(cfg: Config, checkpoint: str) -> nn.Module:
         FileNotFoundError: the checkpoint is not there.
         ValueError: it is cut off, or lacks parameters of the model, which would stay random.
     """
-    if '://' not in checkpoint:
-        check_checkpoint(checkpoint)
     weights, meta = read_checkpoint(checkpoint)
     model = build_model(cfg)
     load_every_parameter(model, weights, f'{checkpoint}:')

@@ -10,7 +10,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
-from ..checkpoint.read import check_checkpoint
+from ..checkpoint import check_checkpoint
 from ..engine.bfloat16 import let_mmcv_take_bfloat16
 from ..utils.checks import is_type
 
