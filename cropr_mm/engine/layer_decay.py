@@ -13,7 +13,7 @@ from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm, _InstanceNorm
 from torch import nn
 
 from ..models.cropr_vit import CroprViT
-from ..utils.checks import is_number
+from ..utils.checks import check_number, is_number
 
 KEYS = ('layer_decay_rate', 'custom_keys')
 Key = Tuple[Any, ...]  # layer, then what tells the groups of a layer apart
@@ -46,16 +46,12 @@ class CroprLayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     def _validate_cfg(self) -> None:
         super()._validate_cfg()
         for key in ('lr', 'weight_decay'):
-            value = self.optimizer_cfg.get(key)
-            if not is_number(value) or value < 0:
-                raise ValueError(f'optim_wrapper.optimizer.{key}={value!r}; a number of 0 or more is expected')
+            check_number(f'optim_wrapper.optimizer.{key}', self.optimizer_cfg.get(key), least=0)
         where = 'optim_wrapper.paramwise_cfg'
         unknown = sorted(set(self.paramwise_cfg) - set(KEYS))
         if unknown:
             raise ValueError(f'{where} has unknown keys {", ".join(unknown)}; valid are {", ".join(KEYS)}')
-        rate = self.paramwise_cfg.get('layer_decay_rate')
-        if not is_number(rate) or not 0 < rate <= 1:
-            raise ValueError(f'{where}.layer_decay_rate={rate!r}; a number above 0 and at most 1 is expected')
+        check_number(f'{where}.layer_decay_rate', self.paramwise_cfg.get('layer_decay_rate'), above=0, most=1)
         for key, settings in self.paramwise_cfg.get('custom_keys', {}).items():
             if not isinstance(settings, dict) or not all(
                 is_number(settings.get(mult, 1)) and settings.get(mult, 1) >= 0 for mult in ('lr_mult', 'decay_mult')

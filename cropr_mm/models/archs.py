@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from typing import Any
 
-from ..utils.checks import check_flag, check_integer, is_number
+from ..utils.checks import check_flag, check_integer, check_number, is_number
 
 FAMILIES = ('vit', 'eva02', 'dinov2', 'dinov3')
 MLPS = ('gelu', 'swiglu', 'swiglu_packed')
@@ -179,8 +179,7 @@ def _check(arch: Arch) -> None:
             f'arch.mlp_ratio={arch.mlp_ratio!r}; a number above 0 is expected, and at least one hidden channel '
             f'(arch.embed_dim={arch.embed_dim})'
         )
-    if not is_number(arch.norm_eps) or arch.norm_eps <= 0:
-        raise ValueError(f'arch.norm_eps={arch.norm_eps!r}; a number above 0 is expected')
+    check_number('arch.norm_eps', arch.norm_eps, above=0)
     for key, choices in (('mlp', MLPS), ('rotary', ROTARY)):
         value = getattr(arch, key)
         if value not in choices:

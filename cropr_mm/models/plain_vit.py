@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from ..checkpoint import load_init_cfg, resize_position_embedding
 from ..checkpoint.state_dict import begin_loading, end_loading
 from ..tokens import SparseFeature, Tokens
-from ..utils.checks import check_flag, check_integer, is_integer, is_number, is_type
+from ..utils.checks import check_flag, check_integer, check_number, is_integer, is_type
 from .archs import resolve_arch
 from .layers import Block, PatchEmbed, init_vit_weights
 from .positions import Positions
@@ -86,12 +86,11 @@ class PlainViT(BaseModule):
         self.global_blocks = self._resolve_blocks('global_blocks', global_blocks, at_least=0)
         if self.global_blocks and window_size is None:
             raise ValueError(f'global_blocks={global_blocks!r} without window_size; all blocks are global then')
-        if not is_number(drop_path_rate) or not 0 <= drop_path_rate < 1:
-            raise ValueError(f'drop_path_rate={drop_path_rate!r}; 0 or more and below 1 is expected')
-        if not is_integer(frozen_stages) or not -1 <= frozen_stages <= self.depth:
-            raise ValueError(f'frozen_stages={frozen_stages!r}; -1 to {self.depth} is expected')
-        self.with_cp, self.frozen_stages = check_flag('with_cp', with_cp), frozen_stages
-        self._build(drop_path_rate, check_flag('final_norm', final_norm))
+        self.with_cp = check_flag('with_cp', with_cp)
+        self.frozen_stages = check_integer('frozen_stages', frozen_stages, -1, self.depth)
+        self._build(
+            check_number('drop_path_rate', drop_path_rate, least=0, below=1), check_flag('final_norm', final_norm)
+        )
         self._freeze()
         self.register_load_state_dict_post_hook(end_loading)
         # None: as built; True: loaded or trained; False: as built, and a checkpoint of another backbone was loaded.

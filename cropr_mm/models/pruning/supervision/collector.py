@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ....tokens import Tokens
-from ....utils.checks import is_number
+from ....utils.checks import check_number
 from ..base import BaseReducer
 from .targets import Batch
 
@@ -37,9 +37,8 @@ class AuxCollector:
     """
 
     def __init__(self, share: float = 1.0, recompute: bool = False) -> None:
-        if not is_number(share) or not 0 < share <= 1:
-            raise ValueError(f'pruning.aux_share={share!r}; a share above 0 and at most 1 is expected')
-        self.share, self.recompute = float(share), bool(recompute)
+        self.share = float(check_number('pruning.aux_share', share, above=0, most=1))
+        self.recompute = bool(recompute)
         self._learning: dict[str, BaseReducer] = {}
         self._idle: list[BaseReducer] = []
         self._seen: dict[str, _Seen] = {}

@@ -12,7 +12,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ....tokens import take_rows
-from ....utils.checks import check_integer, is_number
+from ....utils.checks import check_integer, check_number
 from .targets import for_batch, image_class, image_classes, patch_classes, patch_labels, square_classes
 
 
@@ -156,9 +156,7 @@ class ClsAuxHead(BaseAuxHead):
         ignore_index: int = -100,
     ) -> None:
         super().__init__(num_classes, embed_dim, 1, ignore_index)
-        if not is_number(label_smoothing) or not 0 <= label_smoothing < 1:
-            raise ValueError(f'aux_head.label_smoothing={label_smoothing!r}; a share from 0 to below 1 is expected')
-        self.label_smoothing = float(label_smoothing)
+        self.label_smoothing = float(check_number('aux_head.label_smoothing', label_smoothing, least=0, below=1))
 
     def loss(self, logits: Tensor, data_samples: Sequence[Any], grid: tuple[int, int]) -> Tensor:
         target = for_batch(image_class, data_samples, logits.device, self.num_classes, self.ignore_index)

@@ -95,5 +95,5 @@ def test_tokens_are_kept_for_the_pruners_that_learn_and_until_their_loss(monkeyp
 
 @pytest.mark.parametrize('share', [0, 1.5, -0.1, True, 'half'])
 def test_a_wrong_share_is_named(share):
-    with pytest.raises(ValueError, match=r'pruning.aux_share=.*; a share above 0 and at most 1'):
+    with pytest.raises(ValueError, match=r'pruning.aux_share=.*; a number above 0 and at most 1'):
         small_vit(pruning=dict(pruner=cropr(), rate=8, aux_share=share))

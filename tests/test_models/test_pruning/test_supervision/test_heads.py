@@ -235,7 +235,7 @@ def test_multi_label_shares_need_a_value_for_each_class():
 
 @pytest.mark.parametrize('smoothing', [1, -0.1, True, '0.1'])
 def test_a_smoothing_out_of_range_is_named(smoothing):
-    with pytest.raises(ValueError, match=r'aux_head.label_smoothing=.*from 0 to below 1'):
+    with pytest.raises(ValueError, match=r'aux_head.label_smoothing=.*of 0 or more and below 1'):
         cls_head(label_smoothing=smoothing)
 
 
