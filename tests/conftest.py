@@ -1,11 +1,13 @@
 """What all tests share: a fixed seed, and properties that hold or fail the same way on every run."""
 
 import os
+import random
 from functools import lru_cache
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')  # before torch: models are tiny, and tests run in several processes
 
 import mmengine
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -19,16 +21,17 @@ settings.load_profile('repeatable')
 
 @pytest.fixture(autouse=True)
 def seed():
+    random.seed(0)
+    np.random.seed(0)
     torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
 def scope():
     """The library whose names come first is that of the test, not of one that ran before."""
-    before = dict(DefaultScope._instance_dict)
+    DefaultScope._instance_dict.clear()  # of a fixture, too, that several tests share
     yield
     DefaultScope._instance_dict.clear()
-    DefaultScope._instance_dict.update(before)
 
 
 @pytest.fixture(scope='session', autouse=True)

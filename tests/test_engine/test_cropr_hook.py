@@ -299,7 +299,7 @@ def train(
         custom_hooks=[*([] if ramp is None else [dict(type='CroprHook', ramp=ramp, **(hook or {}))]), reader, *hooks],
         resume=resume,
         log_level=settings.pop('log_level', 'ERROR'),
-        experiment_name=f'{tmp_path.name}-{resume}',
+        experiment_name=str(tmp_path).replace('/', '-'),  # runs of one second and name would share a message hub
         **settings,
     )
     runner.train()
