@@ -67,7 +67,6 @@ class CroprHook(Hook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         weights = weights_of(checkpoint)
         if runner._resume:
-            _check_order(checkpoint)
             _check_size(unwrap(runner.model), weights)
         elif self.retrofit:
             check_wrapper(runner.model)
@@ -172,16 +171,6 @@ def _keep_ratio(backbone: CroprViT, schedule: Schedule) -> float:
     """Share of the patch tokens of a training image that are kept after the last pruned block, now."""
     counts = schedule.counts(backbone.grid, backbone.num_prefix_tokens, backbone.pruning_progress)
     return 1 - sum(counts) / (backbone.grid[0] * backbone.grid[1])
-
-
-def _check_order(checkpoint: Mapping[str, Any]) -> None:
-    """Refuse to resume a training of before pruners were keyed by block: its optimizer state is in another order."""
-    names = [f'.{name}' for name in checkpoint.get('state_dict', {})]
-    if any(name.endswith('.pruners.blocks') for name in names) and any('.pruners.0.' in name for name in names):
-        raise ValueError(
-            'resume: the checkpoint is of an earlier cropr_mm, with pruners.0 as the first pruner whatever its block, '
-            'and its optimizer state has another order of parameters; start a new training from it with load_from'
-        )
 
 
 def _check_size(model: nn.Module, weights: Mapping[str, Tensor]) -> None:

@@ -11,7 +11,6 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..tokens import Removed, SparseFeature, Tokens, restore
-from .layers import DropPath
 from .plain_vit import Observer, PlainViT
 from .positions import Positions
 from .pruning.base import Context
@@ -70,36 +69,40 @@ class CroprViT(PlainViT):
         pruning: dict[str, Any] | None = None,
         init_cfg: dict[str, Any] | list[dict[str, Any]] | None = None,
     ) -> None:
+        self._settings = pruning  # which the base class lets us read as it builds
         super().__init__(
             arch,
-            img_size,
-            patch_size,
-            in_channels,
-            out_indices,
-            drop_path_rate,
-            final_norm,
-            window_size,
-            global_blocks,
-            with_cp,
-            frozen_stages,
-            init_cfg,
+            img_size=img_size,
+            patch_size=patch_size,
+            in_channels=in_channels,
+            out_indices=out_indices,
+            drop_path_rate=drop_path_rate,
+            final_norm=final_norm,
+            window_size=window_size,
+            global_blocks=global_blocks,
+            with_cp=with_cp,
+            frozen_stages=frozen_stages,
+            init_cfg=init_cfg,
         )
-        self.schedule: Schedule | None = None
-        self.pruners, self._supervision = Pruners(), AuxCollector()
-        if pruning is not None:
-            shape = dict(embed_dim=self.embed_dims, grid=self.grid, patch_size=self.patch_size)
-            self.schedule, self.pruners, self._supervision = build_pruning(
-                pruning, self.depth, self.arch.class_token, **shape
-            )
+        if self.schedule is not None:
             self._check_out_indices(out_indices, self.schedule)
-        self.fusion = self.schedule is not None and self.schedule.fusion is not None
-        if self.fusion:
-            self.blocks[-1].drop_path = DropPath(0.0)
         self.pruning_progress = 1.0
         self.prune_listeners: list[PruneListener] = []
         self.scorers_are_new = False  # a checkpoint without scorers was loaded, and they have not trained since
         self.aux_is_read = False  # set by CroprHook, which reads the auxiliary losses of every step
         self._learns = False  # whether the last forward was a training step
+
+    def _build_blocks(self, drop_path_rates: list[float], final_norm: bool) -> None:
+        self.schedule: Schedule | None = None
+        self.pruners, self._supervision = Pruners(), AuxCollector()
+        if self._settings is not None:
+            shape = dict(embed_dim=self.embed_dims, grid=self.grid, patch_size=self.patch_size)
+            built = build_pruning(self._settings, self.depth, self.arch.class_token, **shape)
+            self.schedule, self.pruners, self._supervision = built
+        self.fusion = self.schedule is not None and self.schedule.fusion is not None
+        if self.fusion:
+            drop_path_rates[-1] = 0.0
+        super()._build_blocks(drop_path_rates, final_norm)
 
     def _check_out_indices(self, out_indices: int | Sequence[int], schedule: Schedule) -> None:
         last = self.out_indices[-1]

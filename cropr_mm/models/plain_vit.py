@@ -88,8 +88,10 @@ class PlainViT(BaseModule):
             raise ValueError(f'global_blocks={global_blocks!r} without window_size; all blocks are global then')
         self.with_cp = check_flag('with_cp', with_cp)
         self.frozen_stages = check_integer('frozen_stages', frozen_stages, -1, self.depth)
-        self._build(
-            check_number('drop_path_rate', drop_path_rate, least=0, below=1), check_flag('final_norm', final_norm)
+        rate = check_number('drop_path_rate', drop_path_rate, least=0, below=1)
+        self._build_embedding()
+        self._build_blocks(
+            torch.linspace(0, rate, self.depth, device='cpu').tolist(), check_flag('final_norm', final_norm)
         )
         self._freeze()
         self.register_load_state_dict_post_hook(end_loading)
@@ -111,16 +113,18 @@ class PlainViT(BaseModule):
             )
         return resolved
 
-    def _build(self, drop_path_rate: float, final_norm: bool) -> None:
+    def _build_embedding(self) -> None:
         dim, registers = self.embed_dims, self.arch.num_registers
         positions = self.arch.num_embedded_prefix_tokens + self.grid[0] * self.grid[1]
         self.patch_embed = PatchEmbed(self.patch_size, self.in_channels, dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if self.arch.class_token else None
         self.reg_token = nn.Parameter(torch.zeros(1, registers, dim)) if registers else None
         self.pos_embed = nn.Parameter(torch.zeros(1, positions, dim)) if self.arch.position_embedding else None
-        rates = torch.linspace(0, drop_path_rate, self.depth, device='cpu').tolist()
-        self.blocks = nn.ModuleList(Block(self.arch, rate) for rate in rates)
-        self.norm = nn.LayerNorm(dim, eps=self.arch.norm_eps) if final_norm else nn.Identity()
+
+    def _build_blocks(self, drop_path_rates: list[float], final_norm: bool) -> None:
+        self.blocks = nn.ModuleList(Block(self.arch, rate) for rate in drop_path_rates)
+        norm = nn.LayerNorm(self.embed_dims, eps=self.arch.norm_eps)
+        self.norm: nn.Module = norm if final_norm else nn.Identity()
         for part in (self.patch_embed, self.blocks):
             part.apply(init_vit_weights)
         for embedding in (self.pos_embed, self.cls_token, self.reg_token):
