@@ -1,8 +1,8 @@
 """Tokens and the patch grid: the one place that permutes tokens, and the one that puts them on the grid.
 
 Three integers address tokens, and no others: a *position* is a place on the patch grid in raster order,
-``row * W + column``; a *row* is a place in a tensor; a *window id* (:mod:`~cropr_mm.models.windows`) numbers the
-windows of the grid.
+``row * W + column``, and those of prefix tokens follow; a *row* is a place in a tensor; a *window id*
+(:mod:`~cropr_mm.models.windows`) numbers the windows of the grid.
 """
 
 from __future__ import annotations
@@ -56,7 +56,10 @@ def take_flat_rows(x: Tensor, rows: Tensor) -> Tensor:
 
 
 class Tokens(NamedTuple):
-    """The current tokens of a batch: P prefix tokens ([CLS] and register tokens), then M patch tokens in any order.
+    """The current tokens of a batch: P prefix tokens ([CLS] and register tokens), then M patch tokens.
+
+    They lie in one order for a whole forward pass (:class:`~cropr_mm.models.positions.Positions`), which windowed
+    attention relies on: what removes tokens leaves the others as they lay.
 
     Attributes:
         x: (B, P + M, D).
@@ -100,12 +103,12 @@ class Removed(NamedTuple):
     """Patch tokens that left the current tokens, and how each of their positions comes back.
 
     A *pruned* token comes back with its own value ``x``; a *merged* one has none and comes back with the value that
-    the token at position ``owner`` has by then.
+    the token at position ``owner`` has by then. One of the two is there.
 
     Attributes:
-        position: (B, R) int64.
+        position: (B, R) int64, of patch tokens.
         x: (B, R, D), or None.
-        owner: (B, R) int64, or None. The owner may itself be pruned or merged later on.
+        owner: (B, R) int64, of patch tokens, or None. The owner may itself be pruned or merged later on.
         prediction: (B, R, C), what was predicted of each token for good as it left (early exit), or None.
     """
 
@@ -196,7 +199,7 @@ def _shape(x: Tensor | None) -> str:
     return 'None' if x is None else f'{tuple(x.shape)} {str(x.dtype).replace("torch.", "")}'
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SparseFeature:
     """One feature level whose tokens may be permuted or incomplete.
 
@@ -206,7 +209,7 @@ class SparseFeature:
             None: the tokens are complete and in raster order.
         grid: (H, W), the patch grid, in patches.
         removed: what left before this level, in the order in which it left.
-        prefix: (B, P, C) class and register tokens, or None.
+        prefix: (B, P, C) [CLS] and register tokens, or None.
         patch_size: pixels per patch side, where known; the stride of the map that the tokens make.
 
     It is no tensor: torch functions and attributes of tensors are answered with what to do (put ``TokenReinsertion``
@@ -291,9 +294,9 @@ class SparseFeature:
         shared = shared_positions(self.removed, self.num_positions)
         if shared is None or self.position is None:
             return self.tokens.mean(dim=1)
-        ones = torch.ones_like(shared, dtype=self.tokens.dtype)
+        ones = torch.ones_like(shared, dtype=torch.float32)  # half precision counts to 2048 or 256
         size = torch.zeros_like(ones).scatter_add(1, shared, ones).gather(1, self.position).unsqueeze(-1)
-        return (self.tokens * size).sum(dim=1) / size.sum(dim=1)
+        return ((self.tokens * size).sum(dim=1) / size.sum(dim=1)).to(self.tokens.dtype)
 
     def _raster(self, fill: str | Tensor) -> Tensor:
         """(B, N, C)."""

@@ -34,7 +34,7 @@ from cropr_mm.utils.io import write_json
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = {'seg': 'fcn_{}-vit_sample.py', 'det': 'mask-rcnn_{}-vit_sample.py'}
 PRUNERS = ('dense', 'oracle', 'cropr', 'random', 'variance', 'attention', 'nonsalient')
-BLOCKS = 'model.backbone.pruning.blocks=[0,1,2,3,4,5]'  # where Last Layer Fusion has its modules
+BLOCKS = 'model.backbone.pruning.blocks=[0,1,2,3,4,5]'  # where Last Layer Fusion has its pruners
 # name → the config behind it and what is changed in it; ways to bring tokens back, and no curriculum
 RETURNING = {
     'cropr-no-curriculum': ('cropr', ('custom_hooks.0.ramp=0',)),

@@ -70,7 +70,7 @@ def tokens_per_block(backbone: CroprViT, height: int, width: int, progress: floa
 
 
 def pruned_ratio(backbone: CroprViT, height: int, width: int, progress: float = 1.0) -> float:
-    """Share of all tokens that all modules together prune, 0 to 1.
+    """Share of all tokens that all pruners together prune, 0 to 1.
 
     For the arguments see :func:`tokens_per_block`.
     """

@@ -30,7 +30,7 @@ class RatePoint:
         rate: tokens per module (int) or their share (float); 0 prunes nothing, with the same weights.
         images_per_second: of the whole model, median of the rounds.
         spread: distance between the quartiles of the rounds, as a share of the median.
-        tokens_pruned: share of all tokens that all modules together prune, 0 to 1.
+        tokens_pruned: share of all tokens that all pruners together prune, 0 to 1.
         metrics: as the evaluator gives them.
     """
 
@@ -62,7 +62,7 @@ def schedules_for(backbone: CroprViT, rates: Iterable[float]) -> dict[float, Sch
     """
     own = backbone.schedule
     if own is None:
-        raise ValueError('backbone.pruning is None: there are no modules that could prune at another rate')
+        raise ValueError('backbone.pruning is None: there is no pruner that could work at another rate')
     shared: dict[str, Any] = dict(blocks=own.blocks, round_to=own.round_to, fusion=own.fusion)
     return {rate: Schedule(backbone.depth, backbone.grid, rate=rate, **shared) for rate in rates}
 

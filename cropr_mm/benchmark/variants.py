@@ -103,5 +103,5 @@ def build_variants(
 
 def _copy_weights(source: nn.Module, model: nn.Module) -> None:
     weights = {name: value for name, value in source.state_dict().items() if 'pruners.' not in name}
-    scorers = {name: value for name, value in model.state_dict().items() if 'pruners.' in name}
-    load_strictly(model, {**weights, **scorers}, 'a variant with another pruner')
+    pruners = {name: value for name, value in model.state_dict().items() if 'pruners.' in name}
+    load_strictly(model, {**weights, **pruners}, 'a variant with another pruner')

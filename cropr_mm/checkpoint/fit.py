@@ -184,7 +184,7 @@ def _position_grid(
     if squares and own and squares[0] != own[0]:
         side = squares[0][1][0]
         MMLogger.get_current_instance().warning(
-            f'CroprViT: pos_embed {tuple(positions.shape)} is of {side}×{side} patches or of {grid[0]}×{grid[1]}, as '
+            f'pos_embed {tuple(positions.shape)} is of {side}×{side} patches or of {grid[0]}×{grid[1]}, as '
             f'the model; nothing in the file tells. It is read as {side}×{side} and resized. If it was trained on '
             f'{grid[0]}×{grid[1]}, save it as a .pth file, or with tools/deploy.py: those keep the grid'
         )

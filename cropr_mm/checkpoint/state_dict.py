@@ -101,7 +101,7 @@ def end_loading(model: Any, keys: Any) -> None:
 
     Args:
         model: the backbone; ``has_weights`` is set to True where a checkpoint of its kind was loaded, and
-            ``scorers_are_new`` where it has pruners with weights: whether the checkpoint had none of them.
+            ``pruners_are_new`` where it has pruners with weights: whether the checkpoint had none of them.
         keys: PyTorch's own lists, which :class:`Loading` has.
 
     Raises:
@@ -119,10 +119,10 @@ def end_loading(model: Any, keys: Any) -> None:
     if not loading.foreign:
         model.has_weights = True
     if absent != pruners:
-        model.scorers_are_new = False
+        model.pruners_are_new = False
         missing += sorted(absent)
     elif pruners and not loading.foreign:
-        model.scorers_are_new = True
+        model.pruners_are_new = True
     _refuse(model, loading.prefix, {'missing': missing, 'left over': extra, 'of another shape': shapes})
 
 

@@ -12,7 +12,7 @@ from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm, _InstanceNorm
 from torch import nn
 
-from ..models.cropr_vit import CroprViT
+from ..models.plain_vit import PlainViT
 from ..utils.checks import check_number, is_number
 
 KEYS = ('layer_decay_rate', 'custom_keys')
@@ -40,7 +40,7 @@ class CroprLayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             factor of the layer; ``decay_mult`` replaces the rule above.
 
     Raises:
-        ValueError: an unknown key, a value out of range, a model without CroprViT, or nothing to train.
+        ValueError: an unknown key, a value out of range, a model without CroprViT or PlainViT, or nothing to train.
     """
 
     def _validate_cfg(self) -> None:
@@ -63,11 +63,11 @@ class CroprLayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     def add_params(self, params: list[dict[str, Any]], module: nn.Module, **kwargs: Any) -> None:
         """Append the groups of a model, from layer 0 on."""
-        vits = {name: vit for name, vit in module.named_modules() if isinstance(vit, CroprViT)}
+        vits = {name: vit for name, vit in module.named_modules() if isinstance(vit, PlainViT)}
         if not vits:
             raise ValueError(
-                f'{type(self).__name__}: {type(module).__name__} has no CroprViT; set model.backbone.type to '
-                "'CroprViT' or take optim_wrapper.constructor out"
+                f'{type(self).__name__}: {type(module).__name__} has neither CroprViT nor PlainViT; set '
+                'model.backbone.type to one of them or take optim_wrapper.constructor out'
             )
         last = max(vit.depth for vit in vits.values()) + 1
         groups: dict[Key, dict[str, Any]] = {}
@@ -104,7 +104,7 @@ def _trainable(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]
                 yield owner, f'{prefix}.{name}' if prefix else name, parameter
 
 
-def _locate(name: str, vits: Mapping[str, CroprViT]) -> tuple[str | None, str]:
+def _locate(name: str, vits: Mapping[str, PlainViT]) -> tuple[str | None, str]:
     """The CroprViT that a parameter belongs to, or None, and the parameter's name inside of it."""
     for home in vits:
         if not home or name.startswith(f'{home}.'):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..tokens import Removed, SparseFeature, Tokens, restore
 from .plain_vit import Observer, PlainViT
 from .positions import Positions
-from .pruning.base import Context
+from .pruning.base import Context, check_reduction
 from .pruning.build import Pruners, build_pruning
 from .pruning.padding import padding_patches
 from .pruning.schedule import Schedule
@@ -40,7 +40,7 @@ class CroprViT(PlainViT):
             :class:`~cropr_mm.models.pruning.Schedule` (``rate``, ``target_ratio`` or ``keep``, ``blocks``,
             ``round_to``, ``fusion``), those of
             :class:`~cropr_mm.models.pruning.supervision.collector.AuxCollector` (``aux_share``, ``aux_recompute``),
-            and ``deploy=True`` to build scorers without auxiliary parts. Weights that :meth:`switch_to_deploy` has
+            and ``deploy=True`` to build pruners without auxiliary parts. Weights that :meth:`switch_to_deploy` has
             folded need it; those of training are folded as they are loaded.
 
     Attributes:
@@ -88,7 +88,7 @@ class CroprViT(PlainViT):
             self._check_out_indices(out_indices, self.schedule)
         self.pruning_progress = 1.0
         self.prune_listeners: list[PruneListener] = []
-        self.scorers_are_new = False  # a checkpoint without scorers was loaded, and they have not trained since
+        self.pruners_are_new = False  # a checkpoint without pruners was loaded, and they have not trained since
         self.aux_is_read = False  # set by CroprHook, which reads the auxiliary losses of every step
         self._learns = False  # whether the last forward was a training step
 
@@ -150,8 +150,8 @@ class CroprViT(PlainViT):
             if i in counts:
                 # score the patch tokens, keep the best, prune the rest
                 self._collect(i, tokens, grid)
-                tokens, part = self.reduce(i, tokens, counts[i], Context(grid, padding, observed))
-                removed.append(part)
+                tokens, parts = self.reduce(i, tokens, counts[i], Context(grid, padding, observed))
+                removed += parts
         return tuple(outputs)
 
     def counts(self, grid: tuple[int, int]) -> dict[int, int]:
@@ -161,23 +161,29 @@ class CroprViT(PlainViT):
         progress = self.pruning_progress if self.training else 1.0
         return dict(zip(self.schedule.blocks, self.schedule.counts(grid, self.num_prefix_tokens, progress)))
 
-    def reduce(self, block: int, tokens: Tokens, count: int, context: Context) -> tuple[Tokens, Removed]:
-        """Remove ``count`` patch tokens after a block; see :meth:`BaseReducer.forward`."""
-        removed = Removed(tokens.position[:, :0], tokens.x[:, :0])
+    def reduce(self, block: int, tokens: Tokens, count: int, context: Context) -> tuple[Tokens, list[Removed]]:
+        """Remove ``count`` patch tokens after a block; see :meth:`BaseReducer.forward`.
+
+        Raises:
+            ValueError: the pruner removed another number, or does not say how a position comes back.
+        """
+        before, removed = tokens, []
         if count:
-            tokens, removed = self.pruners[str(block)](tokens, count, context)
+            pruner = self.pruners[str(block)]
+            tokens, removed = pruner(tokens, count, context)
+            check_reduction(type(pruner).__name__, before, count, tokens, removed)
         for listener in self.prune_listeners:
-            listener(block, tokens.position, removed.position)
+            gone = [part.position for part in removed] or [before.position[:, :0]]
+            listener(block, tokens.position, torch.cat(gone, dim=1))
         return tokens, removed
 
     def output(
         self, block: int, tokens: Tokens, grid: tuple[int, int], removed: Sequence[Removed] = ()
     ) -> SparseFeature:
         """As :meth:`PlainViT.output`, with what was removed before, each part as it was then."""
-        parts = [part for part in removed if part.position.shape[1]]
         if block == self.depth - 1:
-            parts = [part if part.x is None else part._replace(x=self.norm(part.x)) for part in parts]
-        return replace(super().output(block, tokens, grid), removed=tuple(parts))
+            removed = [part if part.x is None else part._replace(x=self.norm(part.x)) for part in removed]
+        return replace(super().output(block, tokens, grid), removed=tuple(removed))
 
     def _observer(self, block: int, counts: dict[int, int]) -> Observer | None:
         pruner = self.pruners[str(block)] if counts.get(block) else None
@@ -186,10 +192,10 @@ class CroprViT(PlainViT):
     def _begin(self, prunes: bool) -> None:
         """Check what the weights are good for, and start the supervision of a training step."""
         self._check_weights()
-        if prunes and not self.training and self.scorers_are_new:
+        if prunes and not self.training and self.pruners_are_new:
             raise RuntimeError(
-                'CroprViT: the checkpoint that was loaded has no scorers, and they have not trained since, so '
-                'pruning would be random. Load a checkpoint of the pruned model, train the scorers '
+                'CroprViT: the checkpoint that was loaded has no pruners, and they have not trained since, so '
+                'pruning would be random. Load a checkpoint of the pruned model, train the pruners '
                 '(CroprHook, retrofit=True for them alone), or set pruning=None'
             )
         learns = self.training and torch.is_grad_enabled()
@@ -197,7 +203,7 @@ class CroprViT(PlainViT):
             self._learns = learns
         if learns:  # an evaluation in between must not hide that what a step showed went unused
             self._check_pending()
-            self.scorers_are_new = False
+            self.pruners_are_new = False
             self._supervision.start(self.pruners.items())
 
     # --- auxiliary losses -------------------------------------------------------------------------------------

@@ -14,8 +14,7 @@ from .windows import Windows, count_windows, places_in_window, window_ids
 class Positions:
     """RoPE angles and windows of one patch grid, for one forward pass.
 
-    Nothing in it depends on which tokens are current; the last lookup is kept, as the blocks between two pruners ask
-    the same.
+    The last lookup is cached, as the blocks between two pruners ask the same.
 
     Args:
         arch: shape of the model.

@@ -137,7 +137,7 @@ def test_of_another_backbone_nothing_is_taken(names, caplog):
     load_state_dict(model, {**{f'head.{k}': v for k, v in head.items()}, **dict.fromkeys(names, torch.ones(1, 1, 16))})
     assert torch.equal(model.head.weight, head['weight'])
     assert all(torch.equal(value, before[name]) for name, value in model.backbone.state_dict().items())
-    assert not model.backbone.scorers_are_new
+    assert not model.backbone.pruners_are_new
 
 
 # --- pruners that a checkpoint lacks --------------------------------------------------------------------------
@@ -148,7 +148,7 @@ def test_new_pruners_are_for_training(load, tmp_path):
     trained, model = Segmentor(), Segmentor(pruning=PRUNING)
     load(model, trained, tmp_path)
     vit, images = model.backbone, torch.randn(1, 3, 24, 24)
-    with pytest.raises(RuntimeError, match='the checkpoint that was loaded has no scorers, and they have not trained'):
+    with pytest.raises(RuntimeError, match='the checkpoint that was loaded has no pruners, and they have not trained'):
         vit.eval()(images)
     vit.train()(images)
     vit.eval()(images)
@@ -190,11 +190,11 @@ def test_metadata_comes_along():
 def test_pruners_alone_are_loaded():
     trained, model = Segmentor(pruning=PRUNING), Segmentor(pruning=PRUNING)
     before = model.backbone.blocks[0].mlp.fc1.weight.clone()
-    model.backbone.scorers_are_new = True
+    model.backbone.pruners_are_new = True
     pruners = {name: value for name, value in trained.state_dict().items() if '.pruners.' in name}
     load_state_dict(model, pruners)
     assert torch.equal(model.backbone.pruners['2'].queries, trained.backbone.pruners['2'].queries)
-    assert torch.equal(model.backbone.blocks[0].mlp.fc1.weight, before) and not model.backbone.scorers_are_new
+    assert torch.equal(model.backbone.blocks[0].mlp.fc1.weight, before) and not model.backbone.pruners_are_new
     del pruners['backbone.pruners.1.queries']
     with pytest.raises(ValueError, match=r'does not fit the CroprViT of the config \(missing: pruners.1.queries\)'):
         load_state_dict(model, pruners)
@@ -255,7 +255,7 @@ def sharded():
 def test_a_sharded_model_takes_a_dense_checkpoint_and_names_what_lacks(sharded):
     dense = Segmentor()
     sharded.load_state_dict(dense.state_dict(), strict=False)
-    assert sharded.module.backbone.scorers_are_new
+    assert sharded.module.backbone.pruners_are_new
     with FSDP.summon_full_params(sharded):
         assert torch.equal(sharded.module.backbone.norm.weight, dense.backbone.norm.weight)
     for name, words in (

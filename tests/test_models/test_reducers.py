@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mmengine.registry import MODELS
 from torch import nn
 
-from cropr_mm import BasePruner, BaseReducer, Removed, TokenPooling, TokenReinsertion
+from cropr_mm import BasePruner, BaseReducer, Removed, SparseFeature, TokenPooling, TokenReinsertion
 from cropr_mm.tokens import rank, shared_positions
 
 # --- merging: bipartite soft matching as in ToMe (Bolya et al., arXiv 2210.09461, section 3) ------------------------
@@ -34,7 +34,7 @@ class MergingReducer(BaseReducer):
         kept = torch.ones_like(tokens.all_positions).scatter(1, rows, 0).argsort(dim=1, descending=True, stable=True)
         merged = tokens._replace(x=sums / size, size=size[..., 0]).take(kept[:, :-count])
         where = tokens.all_positions
-        return merged, Removed(where.gather(1, rows), owner=where.gather(1, owners))
+        return merged, [Removed(where.gather(1, rows), owner=where.gather(1, owners))]
 
     def add(self, x, rows, owners):
         """Each owner plus the rows that merge into it."""
@@ -105,8 +105,8 @@ class ExitingPruner(BasePruner):
         return -self.head(tokens.patches).amax(dim=-1)  # the most certain leave
 
     def forward(self, tokens, count, context):
-        tokens, removed = super().forward(tokens, count, context)
-        return tokens, removed._replace(prediction=self.head(removed.x))
+        tokens, (part,) = super().forward(tokens, count, context)
+        return tokens, [part._replace(prediction=self.head(part.x))]
 
 
 class Predictions(TokenReinsertion):
@@ -136,3 +136,68 @@ def test_early_exits_keep_their_predictions():
         predicted.scatter_(1, part.position[..., None].expand(-1, -1, 3), logits)
     torch.testing.assert_close(maps[:, 16:].flatten(2).transpose(1, 2), predicted)
     assert ((predicted != 0).any(dim=-1).sum(dim=1) == features[0].num_held - features[0].tokens.shape[1]).all()
+
+
+# --- what a reducer gives back is checked -----------------------------------------------------------------------------
+
+
+@MODELS.register_module()
+class BrokenReducer(BaseReducer):
+    fault = None
+
+    def forward(self, tokens, count, context):
+        rows = torch.arange(tokens.x.shape[1]).expand(len(tokens.x), -1)
+        kept, gone = tokens.take(rows[:, :-count]), tokens.take(rows[:, -count:])
+        part = Removed(gone.all_positions, gone.x)
+        faults = dict(
+            none=(kept, [part]),
+            several=(kept, [Removed(part.position[:, i], part.x[:, i]) for i in (slice(1), slice(1, None))]),
+            kept_all=(tokens, [part]),
+            told_nothing=(kept, []),
+            no_way_back=(kept, [Removed(part.position)]),
+        )
+        return faults[self.fault]
+
+
+@pytest.mark.parametrize(
+    'fault, words',
+    [
+        ('kept_all', r'remove 5 patch tokens; it removed 0 and tells of 5'),
+        ('told_nothing', r'remove 5 patch tokens; it removed 5 and tells of 0'),
+        ('no_way_back', r'BrokenReducer.forward: Removed has neither x nor owner'),
+    ],
+)
+def test_a_reduction_that_loses_positions_is_refused(monkeypatch, fault, words):
+    monkeypatch.setattr(BrokenReducer, 'fault', fault)
+    model = small_vit(pruning=dict(pruner=dict(type='BrokenReducer'), rate=8)).eval()
+    with pytest.raises(ValueError, match=words):
+        model(torch.randn(1, 3, 24, 24))
+
+
+def test_a_reduction_may_come_in_several_parts(monkeypatch):
+    model = small_vit(pruning=dict(pruner=dict(type='BrokenReducer'), rate=8)).eval()
+    images, maps = torch.randn(2, 3, 24, 24), []
+    for fault in ('none', 'several'):
+        monkeypatch.setattr(BrokenReducer, 'fault', fault)
+        maps.append(model(images)[0].to_dense())
+    assert torch.equal(*maps)
+
+
+def test_the_mean_over_many_merged_positions_fits_half_precision():
+    tokens = torch.full((1, 1, 2), 100.0, dtype=torch.float16)
+    owner = torch.zeros(1, 1023, dtype=torch.long)
+    merged = Removed(torch.arange(1, 1024)[None], owner=owner)
+    feature = SparseFeature(tokens, torch.tensor([[0]]), (32, 32), (merged,))
+    assert feature.mean().tolist() == [[100, 100]] and feature.mean().dtype == torch.float16
+
+
+def test_scores_may_be_integers():
+    class Positions(BasePruner):
+        def score(self, tokens, context):
+            return tokens.position
+
+    model = small_vit(pruning=dict(pruner=dict(type=Positions), rate=8)).eval()
+    kept = []
+    model.prune_listeners.append(lambda block, positions, pruned: kept.append(positions[0].tolist()))
+    model(torch.randn(1, 3, 24, 24))
+    assert kept[0] == list(range(5, 36))

@@ -52,7 +52,7 @@ class BaseReducer(nn.Module):
         self.grid = grid
         self.patch_size = patch_size
 
-    def forward(self, tokens: Tokens, count: int, context: Context) -> tuple[Tokens, Removed]:
+    def forward(self, tokens: Tokens, count: int, context: Context) -> tuple[Tokens, list[Removed]]:
         """Remove ``count`` patch tokens, 0 < count < M.
 
         Args:
@@ -61,8 +61,8 @@ class BaseReducer(nn.Module):
             context: what else may be read.
 
         Returns:
-            The current tokens from here on, M - count of them patch tokens, prefix first; and all that is needed to
-            bring the other positions back.
+            The current tokens from here on, M - count of them patch tokens, all in the order in which they were; and
+            all that is needed to bring the ``count`` other positions back, in one part or several.
         """
         raise NotImplementedError
 
@@ -105,7 +105,7 @@ class BasePruner(BaseReducer):
         """
         raise NotImplementedError
 
-    def forward(self, tokens: Tokens, count: int, context: Context) -> tuple[Tokens, Removed]:
+    def forward(self, tokens: Tokens, count: int, context: Context) -> tuple[Tokens, list[Removed]]:
         scores = self.score(tokens._replace(x=tokens.x.detach()), context)
         if not isinstance(scores, Tensor) or scores.shape != tokens.position.shape:
             found = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
@@ -113,6 +113,21 @@ class BasePruner(BaseReducer):
                 f'{type(self).__name__}.score returned {found}; one score per patch token, (B, M) = '
                 f'{tuple(tokens.position.shape)}, is expected'
             )
+        scores = scores.float()
         if context.padding is not None:
             scores = scores.masked_fill(context.padding.gather(1, tokens.position), -torch.inf)
-        return split(tokens, scores, count)
+        kept, pruned = split(tokens, scores, count)
+        return kept, [pruned]
+
+
+def check_reduction(name: str, before: Tokens, count: int, after: Tokens, removed: Sequence[Removed]) -> None:
+    """Raise ValueError where a reducer lost tokens, or does not say how a position comes back."""
+    gone = sum(part.position.shape[1] for part in removed)
+    left = before.position.shape[1] - after.position.shape[1]
+    if gone != count or left != count:
+        raise ValueError(
+            f'{name}.forward was to remove {count} patch tokens; it removed {left} and tells of {gone} how they come '
+            'back (the same numbers are expected)'
+        )
+    if any(part.x is None and part.owner is None for part in removed):
+        raise ValueError(f'{name}.forward: Removed has neither x nor owner, so nothing could come back; set one')

@@ -45,7 +45,7 @@ class Pruners(nn.ModuleDict):
         absent = [block for block in ours if block not in theirs]
         if theirs and absent:
             raise ValueError(
-                f'{prefix[:-1]}: the checkpoint has scorers after blocks {theirs}, none after {absent}; set '
+                f'{prefix[:-1]}: the checkpoint has pruners after blocks {theirs}, none after {absent}; set '
                 'pruning.blocks or pruning.keep to blocks among them'
             )
         others = [name for name, block in block_by_name.items() if block is not None and str(block) not in self]
@@ -53,7 +53,7 @@ class Pruners(nn.ModuleDict):
             del state_dict[name]
         if others:
             MMLogger.get_current_instance().info(
-                f'CroprViT: of the scorers in the checkpoint, those after blocks {ours} are used'
+                f'CroprViT: of the pruners in the checkpoint, those after blocks {ours} are used'
             )
 
 

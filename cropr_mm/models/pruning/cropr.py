@@ -77,6 +77,7 @@ class CroprPruner(BasePruner):
         if deploy:
             self._keep_vector(torch.zeros(1, embed_dim))
             return
+        self.learns = True
         self.aux_head: Any = MODELS.build(dict(embed_dim=embed_dim, grid=grid, patch_size=patch_size, **aux_head))
         self.queries = nn.Parameter(torch.empty(self.aux_head.num_queries, embed_dim))
         nn.init.trunc_normal_(self.queries, std=embed_dim**-0.5)
@@ -98,10 +99,6 @@ class CroprPruner(BasePruner):
                 patches = F.layer_norm(patches.float(), (self.embed_dim,), eps=EPS)
             scores = _dot(vector, patches)
             return -scores if self.reverse else scores
-
-    @property
-    def learns(self) -> bool:  # type: ignore[override]
-        return self.aux_head is not None
 
     def predict(self, tokens: Tokens) -> Any:
         x = tokens.x.detach() if self.stop_gradient else tokens.x
@@ -133,6 +130,7 @@ class CroprPruner(BasePruner):
         self.queries = nn.Parameter(vector)
         self.input_norm = self.q_proj = self.k_proj = self.v_proj = self.proj = None
         self.norm = self.mlp = self.aux_head = None
+        self.learns = False
 
     def switch_to_deploy(self) -> None:
         vector = _fold({name: weight.detach() for name, weight in self._scoring_weights()})

@@ -1,4 +1,4 @@
-"""A scorer whose attention learns where a shallow classifier still fails."""
+"""A pruner whose attention learns where a shallow classifier still fails."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .supervision.heads import TokenPrediction
 
 @MODELS.register_module()
 class DifficultyPruner(CroprPruner):
-    """One-query Cropr scorer that keeps the tokens which a linear classifier does not get right yet.
+    """One-query Cropr pruner that keeps the tokens which a linear classifier does not get right yet.
 
     At inference it is a :class:`CroprPruner`: one vector, ``a_m = q · x_m``. In training its auxiliary head sees each
     token by itself in place of one aggregate per query, so there is no aggregation and no MLP, and learning to score

@@ -139,7 +139,7 @@ class Schedule:
                 limit = f'{int(most)}' if isinstance(rate, int) else f'{share:.4f}'
                 raise ValueError(
                     f'pruning.rate={rate} leaves {left:g} of {self.num_patches} tokens after block '
-                    f'{block}; at most {limit} fits {len(self.blocks)} modules'
+                    f'{block}; at most {limit} fits {len(self.blocks)} pruners'
                 )
 
     def _plan(self, patches: int, progress: float) -> list[float]:

@@ -29,7 +29,7 @@ def test_scorers_follow_their_blocks(load, schedule):
 def test_blocks_without_a_scorer_are_named(load):
     trained = pruned(rate=8, blocks=[0, 2])
     with pytest.raises(
-        ValueError, match=r'pruners: the checkpoint has scorers after blocks \[0, 2\], none after \[1\]'
+        ValueError, match=r'pruners: the checkpoint has pruners after blocks \[0, 2\], none after \[1\]'
     ):
         load(pruned(rate=8), trained.state_dict())
 
@@ -84,7 +84,7 @@ def test_counted_pruners_find_their_blocks(load, schedule):
     old = counted(trained.state_dict())
     assert 'pruners.0.queries' in old and 'pruners.2.queries' not in old
     if 0 in other.schedule.blocks:
-        with pytest.raises(ValueError, match=r'scorers after blocks \[1, 2\], none after \[0\]'):
+        with pytest.raises(ValueError, match=r'pruners after blocks \[1, 2\], none after \[0\]'):
             load(other, old)
         return
     load(other, old)

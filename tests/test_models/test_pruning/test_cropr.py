@@ -92,7 +92,7 @@ def test_scores(case):
 
 def test_kept_set(case):
     _, pruner, x, *_, expected = case
-    kept, pruned = pruner(tokens_at(x, index_of(x)), 5, Context(GRID))
+    kept, (pruned,) = pruner(tokens_at(x, index_of(x)), 5, Context(GRID))
     for b, (scores, _) in enumerate(expected):
         best = sorted(range(12), key=lambda i: -scores[i].item())
         assert set(kept.position[b].tolist()) == set(best[:7])

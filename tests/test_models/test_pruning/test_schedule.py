@@ -166,8 +166,8 @@ def test_the_limit_in_the_message_fits(grid, rate, fusion):
 @pytest.mark.parametrize(
     'settings, words',
     [
-        (dict(rate=64), r'pruning.rate=64 leaves -60 of 196 tokens after block 3; at most 19 fits 10 modules'),
-        (dict(rate=0.5), r'pruning.rate=0.5 leaves 0 of 196 tokens after block 1; at most 0.0994 fits 10 modules'),
+        (dict(rate=64), r'pruning.rate=64 leaves -60 of 196 tokens after block 3; at most 19 fits 10 pruners'),
+        (dict(rate=0.5), r'pruning.rate=0.5 leaves 0 of 196 tokens after block 1; at most 0.0994 fits 10 pruners'),
         (dict(rate=-1), r'pruning.rate=-1; an integer \(tokens\) or a share between 0 and 1'),
         (dict(rate=1.5), r'pruning.rate=1.5; a share below 1'),
         (dict(rate=float('nan')), r'pruning.rate=nan; an integer'),

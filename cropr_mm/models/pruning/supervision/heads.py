@@ -1,4 +1,4 @@
-"""Auxiliary heads: the task that teaches a scorer which tokens matter. They exist in training only."""
+"""Auxiliary heads: the task that teaches a pruner which tokens matter. They exist in training only."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class BaseAuxHead(nn.Module):
     Args:
         num_classes: classes C of the task.
         embed_dim: channels D of a token.
-        num_queries: queries N that the scorer has for this head.
+        num_queries: queries N that the pruner has for this head.
         ignore_index: label that counts for nothing.
     """
 

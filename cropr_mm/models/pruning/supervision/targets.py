@@ -27,7 +27,7 @@ def for_batch(work_out: Callable[..., Any], data_samples: Sequence[Any], device:
 
     Args:
         work_out: a function of this module that makes the target of one sample, a tensor or several.
-        data_samples: of the batch. In a :class:`Batch` they are made once, whatever the number of modules that ask.
+        data_samples: of the batch. In a :class:`Batch` they are made once, whatever the number of pruners that ask.
         device: where they are needed.
         settings: further arguments of ``work_out``.
     """
