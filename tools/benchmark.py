@@ -19,16 +19,18 @@ from typing import Any
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.registry import MODELS
-from torch import nn
+from torch import Tensor, nn
 
 from cropr_mm.benchmark.batches import random_batch
 from cropr_mm.benchmark.machine import describe_machine
 from cropr_mm.benchmark.measure import Setting, draw, measure
 from cropr_mm.benchmark.variants import VARIANTS, build_variants
+from cropr_mm.checkpoint import read_checkpoint
 from cropr_mm.cli.arguments import plain_errors
 from cropr_mm.cli.model import build_model
 from cropr_mm.models.cropr_vit import find_backbone
 from cropr_mm.utils.checks import check_integer, check_number
+from cropr_mm.utils.compat import remove_prefix
 from cropr_mm.utils.io import write_json
 from cropr_mm.utils.libraries import register_library
 
@@ -62,6 +64,7 @@ def parse_args() -> argparse.Namespace:
         help=f'{", ".join(VARIANTS)}; the first is the baseline, cropr the pruner of the config; settings of pruning '
         'may follow, as in patch:aux_share=0.5,pruner.aux_head.query_stride=2',
     )
+    what.add_argument('--checkpoint', help='its weights, pruners left out, in place of initial ones')
     what.add_argument('--num-classes', type=int, default=150, help='of labels, and of auxiliary heads by name')
     how = parser.add_argument_group('how')
     how.add_argument('--train', action='store_true', help='time training steps in place of inference')
@@ -83,7 +86,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def read_config(args: argparse.Namespace) -> Config:
-    """The model that the options ask for; its weights play no part in the measurements and are not loaded."""
+    """The model that the options ask for, with initial weights, which play no part in what a backbone takes."""
     if args.config:
         if not Path(args.config).is_file():
             raise FileNotFoundError(f'--config={args.config!r}: no such file')
@@ -104,6 +107,16 @@ def read_config(args: argparse.Namespace) -> Config:
         plan = dict(backbone.get('pruning') or {}, rate=int(rate) if rate >= 1 else rate)
         backbone.pruning = {key: value for key, value in plan.items() if key not in ('keep', 'target_ratio')}
     return cfg
+
+
+def weights_for(args: argparse.Namespace) -> dict[str, Tensor] | None:
+    """The weights of ``--checkpoint``: of the whole model, or of its backbone."""
+    if not args.checkpoint:
+        return None
+    weights, _ = read_checkpoint(args.checkpoint)
+    if args.whole_model:
+        return weights
+    return {remove_prefix(k, 'backbone.'): v for k, v in weights.items() if k.startswith('backbone.')} or weights
 
 
 def build(cfg: Config, whole: bool, pruning: dict[str, Any] | None) -> nn.Module:
@@ -178,6 +191,7 @@ def main() -> None:
             args.variants,
             args.num_classes,
             args.train,
+            weights_for(args),
         )
         for model in variants.values():
             find_backbone(model).pruning_progress = args.progress
@@ -201,6 +215,7 @@ def main() -> None:
         report = dict(
             model=args.config or args.arch,
             options=args.cfg_options,
+            checkpoint=args.checkpoint,
             whole_model=args.whole_model,
             training=args.train,
             progress=args.progress,

@@ -7,7 +7,7 @@ from typing import Any
 
 from mmengine.config import Config, DictAction
 from mmengine.registry import MODELS
-from torch import nn
+from torch import Tensor, nn
 
 from ..checkpoint import load_strictly
 from ..models import CroprPruner
@@ -74,14 +74,16 @@ def build_variants(
     names: Sequence[str] = ('dense', LEARNED, 'random'),
     num_classes: int = 150,
     training: bool = False,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> dict[str, nn.Module]:
     """The same model dense and with different pruners; all weights but those of the pruners are the same.
 
     Args:
         build: makes a model that holds a CroprViT, or is one, from the ``pruning`` of its backbone (None: dense).
         pruning, num_classes: see :func:`pruning_of`.
-        names: see there, of the variants; the first gives its weights to the others.
+        names: see there, of the variants.
         training: in training mode, with auxiliary parts; otherwise folded and ready for inference.
+        weights: of all variants, pruners left out; None: those that the first variant is built with.
 
     Raises:
         ValueError: no ``pruning``, or an unknown variant.
@@ -91,8 +93,9 @@ def build_variants(
     variants: dict[str, nn.Module] = {}
     for name in names:
         model = build(pruning_of(name, pruning, num_classes))
-        if variants:
-            _copy_weights(next(iter(variants.values())), model)
+        if weights is not None:
+            _copy_weights(weights, model)
+        weights = weights or model.state_dict()
         variants[name] = model
     for model in variants.values():
         if not training:
@@ -101,7 +104,7 @@ def build_variants(
     return variants
 
 
-def _copy_weights(source: nn.Module, model: nn.Module) -> None:
-    weights = {name: value for name, value in source.state_dict().items() if 'pruners.' not in name}
+def _copy_weights(source: Mapping[str, Tensor], model: nn.Module) -> None:
+    weights = {name: value for name, value in source.items() if 'pruners.' not in name}
     pruners = {name: value for name, value in model.state_dict().items() if 'pruners.' in name}
     load_strictly(model, {**weights, **pruners}, 'a variant with another pruner')
