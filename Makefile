@@ -52,8 +52,7 @@ demo: CONFIG := configs/sample/fcn_cropr-vit_sample.py
 demo-det: CONFIG := configs/sample/mask-rcnn_cropr-vit_sample.py
 demo demo-det: data
 	$(PY) tools/train.py $(CONFIG) --work-dir work_dirs/$@/train
-	$(PY) tools/benchmark.py --config $(CONFIG) --checkpoint $$(cat work_dirs/$@/train/last_checkpoint) --whole-model \
-	  --variants dense cropr --batch-size 16
+	$(PY) tools/benchmark.py --config $(CONFIG) --checkpoint $$(cat work_dirs/$@/train/last_checkpoint) --whole-model --variants dense cropr --batch-size 16
 	$(PY) tools/visualize_tokens.py $(CONFIG) $$(cat work_dirs/$@/train/last_checkpoint) --out work_dirs/$@/tokens.png
 
 data: setup

@@ -200,7 +200,7 @@ def test_bad_settings_are_named(paramwise, optimizer, words):
 
 
 def test_a_model_that_it_cannot_serve_is_named():
-    with pytest.raises(ValueError, match=r"Linear has no CroprViT; set model\.backbone\.type to 'CroprViT'"):
+    with pytest.raises(ValueError, match='Linear has neither CroprViT nor PlainViT; set model.backbone.type'):
         wrapper(nn.Linear(2, 2))
     with pytest.raises(ValueError, match='no parameter of CroprViT requires a gradient'):
         wrapper(small_vit(frozen_stages=5))
@@ -220,7 +220,7 @@ def test_the_table_tells_what_is_where(monkeypatch):
     assert cells[1][5] == 'backbone.cls_token, backbone.pos_embed, backbone.patch_embed'
     assert [row[5] for row in cells[2:12:2]] == [f'backbone.blocks.{i}' for i in range(5)]
     assert cells[12][5] == 'backbone.pruners, neck, head'
-    assert cells[13][5] == 'backbone.norm, backbone.pruners, neck, head'
+    assert cells[13][5] == 'backbone.pruners, backbone.norm, neck, head'
     assert sum(int(row[3]) for row in cells) == len(list(model.parameters()))
     assert sum(int(row[4].replace(',', '')) for row in cells) == sum(p.numel() for p in model.parameters())
 
