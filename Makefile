@@ -32,7 +32,7 @@ lint: setup
 	$(PY) tests/floor.py
 
 test: lint
-	$(PY) -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal $(PYTEST_ARGS)
+	$(PY) -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal $(PYTEST_ARGS)
 
 # The requirements are the extra `docs` of setup.cfg, without the package itself and so without torch.
 DOCS := .venv-docs
