@@ -1,15 +1,11 @@
 """A stock config with its backbone swapped: same maps, same heads, and a config that can be written down."""
 
-import importlib
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS, DefaultScope
-from test_isolation import BLOCK
 
 from cropr_mm import CroprViT, swap_backbone
 from cropr_mm.cli.model import build_model
@@ -409,24 +405,3 @@ def test_a_model_that_takes_no_neck_is_named():
     cfg = stock('mmdet::mask2former_vis/mask2former_r50_8xb2-8e_youtubevis2019')
     with pytest.raises(ValueError, match=r"model\.type='Mask2FormerVideo' takes no neck"):
         swap_backbone(cfg, DENSE)
-
-
-@pytest.mark.parametrize('name, other', [(FCN, 'mmdet'), (RETINANET, 'mmseg')])
-def test_one_library_is_enough(name, other):
-    """A process for each, as an import cannot be undone."""
-    stock(name)
-    library, file = name.split('::')
-    path = Path(importlib.import_module(library).__file__).parent / '.mim' / 'configs' / f'{file}.py'
-    block = BLOCK.replace('{blocked}', repr({other})).replace(
-        'ImportError', 'ModuleNotFoundError'
-    )  # as if not installed
-    code = block + (
-        'from mmengine.config import Config\n'
-        'from cropr_mm import swap_backbone\n'
-        'from cropr_mm.cli.model import build_model\n'
-        f'model = build_model(swap_backbone(Config.fromfile({str(path)!r}), {PRUNED!r}))\n'
-        "print('done', type(model).__name__)\n"
-    )
-    run = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.split('\n')[-2].startswith('done')

@@ -45,12 +45,28 @@ inferencer = DetInferencer(None if options else config, weights=checkpoint, devi
 results['inferencer'] = inferencer(images, return_datasamples=False, no_save_pred=True)['predictions']
 """
 FRAME = """
-import pickle, sys
-config, checkpoint, options, images, out = {arguments!r}
-assert 'cropr_mm' not in sys.modules
-results = {{}}
-{code}
-pickle.dump(results, open(out, 'wb'))
+import importlib, os, pickle, sys
+import mmengine.config.config
+importlib.import_module({library!r})
+mmengine.config.config.FormatCode = lambda text, **_: (text, True)  # prints no config neatly: seconds less
+for config, checkpoint, options, images, out in {calls!r}:
+    process = os.fork()
+    if process:
+        assert os.waitpid(process, 0)[1] == 0, out
+        continue
+    status = 1
+    try:
+        assert 'cropr_mm' not in sys.modules
+        results = {{}}
+        exec({code!r})
+        with open(out, 'wb') as file:
+            pickle.dump(results, file)
+        status = 0
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
 """
 
 
@@ -58,56 +74,60 @@ def images(folder):
     return sorted(str(file) for file in (folder / 'data' / 'sample' / 'images' / 'validation').iterdir())
 
 
-def fresh_process(code, *arguments):
-    """Run code where nothing of the package is imported yet."""
-    script = FRAME.format(arguments=(*map(str, arguments[:2]), *arguments[2:], 'results.pkl'), code=code)
+def fresh_processes(library, code, config, trained, deployed, images):
+    """Run code on the trained and on the deployed checkpoint, each where nothing of the package is imported yet.
+
+    Both are copies of one process, which has imported the library: that takes longer than the rest.
+    """
+    calls = [(str(config), str(trained), None, images, 'trained.pkl'),
+             (str(config), str(deployed), {'model.backbone.pruning.deploy': True}, images, 'deployed.pkl')]  # fmt: skip
+    script = FRAME.format(library=f'{library}.apis', calls=calls, code=code)
     run = subprocess.run([sys.executable, '-W', 'ignore', '-c', script], capture_output=True, text=True,
                          env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)})  # fmt: skip
     assert run.returncode == 0, run.stderr[-3000:]
-    with open('results.pkl', 'rb') as file:
-        return pickle.load(file)
+    for call in calls:
+        with open(call[-1], 'rb') as file:
+            yield pickle.load(file)
 
 
 @pytest.mark.skipif(not NAMED, reason="OneDL's mmengine finds no mmseg:: before cropr_mm is imported")
-@pytest.mark.parametrize('deployed', [False, True], ids=['trained', 'deployed'])
-def test_mmseg(trained, data_folder, run_tool, deployed):
+def test_mmseg(trained, data_folder, run_tool):
+    """The library's API in processes of its own, on a trained and on a deployed checkpoint, against tools/test.py."""
     config, *checkpoints = trained('mmseg')
     run_tool('test', config, checkpoints[0], '--work-dir', 'test', '--out', 'maps', *few_iterations(1, batch=6))
     files = images(data_folder)
     # Written with the label 0, void, in front of the classes.
     expected = [np.array(Image.open(f'maps/{file.rsplit("/", 1)[1].replace(".jpg", ".png")}')) - 1 for file in files]
     assert len({label for labels in expected for label in np.unique(labels)}) > 1
-    options = {'model.backbone.pruning.deploy': True} if deployed else None
-    results = fresh_process(SEG, config, checkpoints[deployed], options, files)
-    assert results['classes'] == Config.fromfile(config).train_dataloader.dataset.metainfo.classes
-    maps = [*results['several'], *results['inferencer']]
-    assert len(maps) == len(files) * 2
-    assert (results['one'] == expected[0]).mean() > 0.999
-    for found, wanted in zip(maps, expected * 2):
-        # The batch is another, and a tie at the last decimal may go the other way.
-        assert (np.asarray(found) == wanted).mean() > 0.999
+    for results in fresh_processes('mmseg', SEG, config, *checkpoints, files):
+        assert results['classes'] == Config.fromfile(config).train_dataloader.dataset.metainfo.classes
+        maps = [*results['several'], *results['inferencer']]
+        assert len(maps) == len(files) * 2
+        assert (results['one'] == expected[0]).mean() > 0.999
+        for found, wanted in zip(maps, expected * 2):
+            # The batch is another, and a tie at the last decimal may go the other way.
+            assert (np.asarray(found) == wanted).mean() > 0.999
 
 
-@pytest.mark.parametrize('deployed', [False, True], ids=['trained', 'deployed'])
-def test_mmdet(trained, data_folder, run_tool, deployed):
+def test_mmdet(trained, data_folder, run_tool):
+    """As for mmseg, with boxes and masks."""
     config, *checkpoints = trained('mmdet')
     run_tool('test', config, checkpoints[0], '--work-dir', 'test', '--out', 'found.pkl', *few_iterations(1, batch=6))
     with open('found.pkl', 'rb') as file:
         expected = {entry['img_path'].rsplit('/', 1)[1]: entry['pred_instances'] for entry in pickle.load(file)}
     assert sum(len(found['scores']) for found in expected.values()) > 0
     files = images(data_folder)
-    options = {'model.backbone.pruning.deploy': True} if deployed else None
-    results = fresh_process(DET, config, checkpoints[deployed], options, files)
-    assert tuple(results['classes']) == Config.fromfile(config).train_dataloader.dataset.metainfo.classes
-    assert len(results['several']) == len(files)
     names = [file.rsplit('/', 1)[1] for file in files]
-    for name, found in zip((names[0], *names), (results['one'], *results['several'])):
-        wanted = expected[name]
-        torch.testing.assert_close(torch.tensor(found['scores']), wanted['scores'], rtol=1e-3, atol=1e-4)
-        torch.testing.assert_close(torch.tensor(found['bboxes']), wanted['bboxes'], rtol=1e-2, atol=1e-1)
-        assert found['masks'].shape == (len(wanted['scores']), 96, 96)
-    for found, name in zip(results['inferencer'], names):
-        torch.testing.assert_close(torch.tensor(found['scores']), expected[name]['scores'], rtol=1e-3, atol=1e-4)
+    for results in fresh_processes('mmdet', DET, config, *checkpoints, files):
+        assert tuple(results['classes']) == Config.fromfile(config).train_dataloader.dataset.metainfo.classes
+        assert len(results['several']) == len(files)
+        for name, found in zip((names[0], *names), (results['one'], *results['several'])):
+            wanted = expected[name]
+            torch.testing.assert_close(torch.tensor(found['scores']), wanted['scores'], rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(torch.tensor(found['bboxes']), wanted['bboxes'], rtol=1e-2, atol=1e-1)
+            assert found['masks'].shape == (len(wanted['scores']), 96, 96)
+        for found, name in zip(results['inferencer'], names):
+            torch.testing.assert_close(torch.tensor(found['scores']), expected[name]['scores'], rtol=1e-3, atol=1e-4)
 
 
 def variant(name, base, text):

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mmengine.config.config
 import torch
 from mmengine.config import Config
 from mmengine.fileio import BaseStorageBackend, backends
@@ -92,6 +93,7 @@ def doors(folder: Path) -> dict[str, Callable[[str], Any]]:
     backends.register_backend('petrel', Bucket, force=True)
     config = Config.fromfile(CONFIG)  # takes seconds: mmengine reads all of a library's metafiles to find one config
     Config.fromfile = staticmethod(lambda path: copy.deepcopy(config))  # type: ignore[method-assign]
+    mmengine.config.config.FormatCode = lambda text, **_: (text, True)  # a runner prints its config neatly: seconds
     torch.hub.set_dir(str(folder / 'hub'))
     started: list[Runner] = []
 

@@ -1,16 +1,11 @@
-"""Two processes on CPU (gloo), started as a user starts them: DDP and FSDP train the same model."""
-
-import os
-import shutil
-import socket
-import subprocess
-import sys
+"""Two processes on CPU (gloo) run tools/train.py: DDP and FSDP train the same model."""
 
 import pytest
 import torch
 from helpers import shards_on_a_cpu
 from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
+from two_processes import train_in_two_processes
 
 from cropr_mm.cli.run import build_runner
 from cropr_mm.engine import CroprFSDPStrategy
@@ -66,45 +61,54 @@ param_scheduler = [dict(type='LinearLR', start_factor=0.5, by_epoch=False, end=4
 """
 
 
+# What is trained: config, more options of tools/train.py, more of the config.
+HALF = ('strategy.model_wrapper.mixed_precision.param_dtype=bfloat16', 'model.backbone.with_cp=True')
+TRAININGS = {
+    'ddp1': ('ddp1', [], []),
+    'fsdp1': ('fsdp1', [], []),
+    'ddp2': ('ddp2', ['--no-validate'], []),
+    'fsdp2': ('fsdp2', ['--no-validate'], []),
+    'half': ('fsdp1', ['--no-validate'], HALF),
+    'fsdp from fsdp': ('fsdp1', ['--no-validate', '--resume'], []),
+    'ddp from fsdp': ('ddp1', ['--no-validate', '--resume'], []),
+    'fsdp from ddp': ('fsdp1', ['--no-validate', '--resume'], []),
+}
+
+
 @pytest.fixture(scope='module')
-def finished():
-    """Folders of trainings by what they were called with: several tests begin with the same ones."""
-    return {}
-
-
-@pytest.fixture
-def train(data_folder, finished, tmp_path_factory):
-    """``train(work_dir, config, …)`` in two processes; returns what each of them saw, and the checkpoint."""
-    (data_folder / 'witness.py').write_text(WITNESS)
+def folder(sample_data, tmp_path_factory):
+    """Where all of ``TRAININGS`` have run, in the same two processes: each has a folder of its name."""
+    pytest.importorskip('mmseg')
+    folder = tmp_path_factory.mktemp('distributed')
+    (folder / 'data').mkdir()
+    (folder / 'data' / 'sample').symlink_to(sample_data)
+    (folder / 'witness.py').write_text(WITNESS)
     base, fsdp = CONFIGS / 'fcn_cropr-vit_sample.py', ROOT / 'configs' / '_base_' / 'fsdp.py'
     for accumulate in (1, 2):
         for name, more in (('ddp', ''), ('fsdp', f", '{fsdp}'")):
             text = CONFIG.format(base=base, fsdp=more, accumulate=accumulate)
-            (data_folder / f'{name}{accumulate}.py').write_text(text)
+            (folder / f'{name}{accumulate}.py').write_text(text)
+    no_chance = ['train_dataloader.dataset.pipeline.2.prob=0.0', 'default_hooks.checkpoint.interval=3']
+    commands = []
+    for name, (config, options, extra) in TRAININGS.items():
+        if '--resume' in options:  # from the middle of a training that will have run by then
+            (folder / name).mkdir()
+            (folder / name / 'last_checkpoint').write_text(str(folder / f'{name.split()[-1]}1' / 'iter_3.pth'))
+        few = few_iterations(ITERATIONS, extra=[*no_chance, *extra])
+        commands.append([f'{config}.py', '--work-dir', name, *options, *few])
+    train_in_two_processes(commands, folder)
+    return folder
 
-    def run(work_dir, config, *options, count=ITERATIONS, extra=()):
-        with socket.socket() as free:
-            free.bind(('127.0.0.1', 0))
-            port = str(free.getsockname()[1])
-        no_chance = ['train_dataloader.dataset.pipeline.2.prob=0.0', 'default_hooks.checkpoint.interval=3']
-        command = [str(ROOT / 'tools' / 'dist_train.sh'), config, '2', '--work-dir', work_dir, *options,
-                   *few_iterations(count, extra=[*no_chance, *extra])]  # fmt: skip
-        paths = os.pathsep.join([str(data_folder), *filter(None, [os.environ.get('PYTHONPATH')])])
-        environment = dict(os.environ, OMP_NUM_THREADS='1', PYTHON=sys.executable, PORT=port, PYTHONPATH=paths)
-        folder, key = data_folder / work_dir, (config, options, count, extra)
-        if key not in finished:
-            process = subprocess.run(
-                command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-            )
-            assert process.returncode == 0, process.stdout[-4000:]
-            if not options:  # whoever resumes changes the folder
-                finished[key] = shutil.copytree(folder, tmp_path_factory.mktemp('finished') / work_dir)
-        else:
-            shutil.copytree(finished[key], folder)
-        seen = [torch.load(folder / f'rank{rank}.pt') for rank in (0, 1)]
-        return seen, CheckpointLoader.load_checkpoint(str(folder / f'iter_{count}.pth'), 'cpu')
 
-    return run
+@pytest.fixture
+def train(folder):
+    """``train(name)`` → what each of the two processes saw in the training of this name, and its last checkpoint."""
+
+    def load(name):
+        seen = [torch.load(folder / name / f'rank{rank}.pt') for rank in (0, 1)]
+        return seen, CheckpointLoader.load_checkpoint(str(folder / name / f'iter_{ITERATIONS}.pth'), 'cpu')
+
+    return load
 
 
 def assert_close(a, b):
@@ -117,10 +121,12 @@ def assert_close(a, b):
 @pytest.mark.slow
 @pytest.mark.parametrize('accumulate', [1, 2])
 def test_sharded_training_takes_the_steps_of_ddp(train, accumulate):
-    """Two processes each, as sharding upsets rules by name, layer and norm unnoticed: weights and logs must agree."""
-    pytest.importorskip('mmseg')
-    ddp, ddp_file = train('ddp', f'ddp{accumulate}.py')
-    fsdp, fsdp_file = train('fsdp', f'fsdp{accumulate}.py')
+    """Sharding can upset rules by name, layer and norm unnoticed: weights and logs must agree.
+
+    The first test that runs pays for all trainings of this file.
+    """
+    ddp, ddp_file = train(f'ddp{accumulate}')
+    fsdp, fsdp_file = train(f'fsdp{accumulate}')
     assert [rank['units'] for rank in (*ddp, *fsdp)] == [0, 0, 9, 9]  # the model and its eight blocks
     for seen in (*ddp, *fsdp):
         assert seen['progress'] == pytest.approx([min(1, i / (ITERATIONS / 2)) for i in range(ITERATIONS)])
@@ -141,10 +147,8 @@ def test_sharded_training_takes_the_steps_of_ddp(train, accumulate):
 @pytest.mark.slow
 def test_sharded_training_in_half_precision(train):
     """That FSDP's own mixed precision, with recomputed blocks, trains the same model but for rounding."""
-    pytest.importorskip('mmseg')
-    full, _ = train('full', 'fsdp1.py')
-    half = ('strategy.model_wrapper.mixed_precision.param_dtype=bfloat16', 'model.backbone.with_cp=True')
-    rounded, file = train('half', 'fsdp1.py', extra=half)
+    full, _ = train('fsdp1')
+    rounded, file = train('half')
     for ours, theirs in zip(rounded[0]['logs'], full[0]['logs']):
         assert ours != theirs
         assert ours['loss'] == pytest.approx(theirs['loss'], rel=0.01)
@@ -164,13 +168,10 @@ def test_sharding_needs_the_original_parameters():
 
 @shards_on_a_cpu
 @pytest.mark.slow
-def test_sharded_training_resumes(train, run_tool, data_folder, monkeypatch):
+def test_sharded_training_resumes(train, folder, run_tool, monkeypatch):
     """FSDP from FSDP, DDP from FSDP and FSDP from DDP, each exactly, and one process evaluates the file."""
-    pytest.importorskip('mmseg')
-    whole, file = train('whole', 'fsdp1.py')
-    (data_folder / 'whole' / 'last_checkpoint').write_text(str(data_folder / 'whole' / 'iter_3.pth'))
-    (data_folder / 'whole' / f'iter_{ITERATIONS}.pth').unlink()
-    resumed, again = train('whole', 'fsdp1.py', '--resume')
+    whole, file = train('fsdp1')
+    resumed, again = train('fsdp from fsdp')
     assert resumed[0]['progress'] == whole[0]['progress'][3:]
     assert resumed[0]['logs'] == whole[0]['logs'][3:]
     assert_close(resumed[1]['weights'], whole[1]['weights'])
@@ -179,18 +180,17 @@ def test_sharded_training_resumes(train, run_tool, data_folder, monkeypatch):
     assert again['optimizer']['base_param_settings'] == file['optimizer']['base_param_settings']
 
     # The file is whole: DDP resumes from it as FSDP does, and one process evaluates it by the same config.
-    (data_folder / 'whole' / 'last_checkpoint').write_text(str(data_folder / 'whole' / 'iter_3.pth'))
-    unsharded, _ = train('whole', 'ddp1.py', '--resume')
+    unsharded, _ = train('ddp from fsdp')
     assert unsharded[0]['units'] == 0
+    assert len(unsharded[0]['logs']) == ITERATIONS - 3
     assert_close(unsharded[0]['weights'], whole[0]['weights'])
     # The other way round, too: iterations 1 to 3 under DDP, 4 to 6 sharded.
-    train('other', 'ddp1.py')
-    (data_folder / 'other' / 'last_checkpoint').write_text(str(data_folder / 'other' / 'iter_3.pth'))
-    sharded, _ = train('other', 'fsdp1.py', '--resume')
+    sharded, _ = train('fsdp from ddp')
     assert sharded[0]['units'] == 9
     assert len(sharded[0]['logs']) == ITERATIONS - 3
     assert_close(sharded[0]['weights'], whole[0]['weights'])
-    monkeypatch.syspath_prepend(data_folder)
-    run_tool('test', 'fsdp1.py', 'whole/iter_3.pth', '--work-dir', 'tested', *few_iterations(1))
-    model = CheckpointLoader.load_checkpoint('whole/iter_3.pth', 'cpu')['state_dict']
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
+    run_tool('test', 'fsdp1.py', 'fsdp1/iter_3.pth', '--work-dir', 'tested', *few_iterations(1))
+    model = CheckpointLoader.load_checkpoint('fsdp1/iter_3.pth', 'cpu')['state_dict']
     assert model['backbone.blocks.7.attn.qkv.weight'].shape == (384, 128)

@@ -2,13 +2,14 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
+from two_processes import free_ports, train_in_two_processes
 
 from cropr_mm.checkpoint.read import load_file
 
@@ -31,27 +32,22 @@ def weights(file):
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_ends_where_an_uninterrupted_run_ends(data_folder):
-    """Three processes: only a real kill shows that what is on disk is enough, to the bit."""
+def test_killed_and_resumed_ends_where_an_uninterrupted_run_ends(data_folder, run_tool):
+    """A process that is really killed: only that shows that what is on disk is enough, to the bit."""
     pytest.importorskip('mmseg')
-    options = few_iterations(24, extra=[*NO_FLIPS, 'default_hooks.checkpoint.interval=6'])
-
-    def start(folder, *more):
-        with open(f'{folder}.log', 'a') as log:
-            return subprocess.Popen(command(CONFIG, '--no-validate', '--work-dir', folder, *more, *options),
-                                    env=environment(), stdout=log, stderr=log)  # fmt: skip
-
-    whole = start('whole')
-    run = start('killed')
+    options = ['--no-validate', *few_iterations(24, extra=[*NO_FLIPS, 'default_hooks.checkpoint.interval=6'])]
+    with open('killed.log', 'w') as log:
+        run = subprocess.Popen(command(CONFIG, '--work-dir', 'killed', *options),
+                               env=environment(), stdout=log, stderr=log)  # fmt: skip
     last = data_folder / 'killed' / 'last_checkpoint'
     while not last.exists() and run.poll() is None:
         time.sleep(0.01)
     run.send_signal(signal.SIGKILL)
-    assert run.wait() == -signal.SIGKILL, 'the run was over before it could be killed'
+    assert run.wait() == -signal.SIGKILL, (data_folder / 'killed.log').read_text()
     assert not (data_folder / 'killed' / 'iter_24.pth').exists()
-    assert start('killed', '--resume').wait() == 0, (data_folder / 'killed.log').read_text()
-    assert whole.wait() == 0
-    assert 'resumed epoch: 0, iter: ' in (data_folder / 'killed.log').read_text()
+    run_tool('train', CONFIG, '--work-dir', 'killed', '--resume', *options)
+    assert any('resumed epoch: 0, iter: ' in log.read_text() for log in (data_folder / 'killed').glob('*/*.log'))
+    run_tool('train', CONFIG, '--work-dir', 'whole', *options)
 
     first, second = (load_file(str(data_folder / name / 'iter_24.pth')) for name in ('whole', 'killed'))
     assert any(key.startswith('backbone.pruners.5.aux_head') for key in first['state_dict'])
@@ -74,24 +70,17 @@ def assert_equal(a, b, where):
 
 
 @pytest.mark.slow
-def test_two_processes_take_the_steps_of_one(data_folder):
-    """Three processes: DDP, the hook's losses and the shell script together, against one process."""
+def test_two_processes_take_the_steps_of_one(data_folder, run_tool):
+    """DDP, the hook's losses and the shell script together, as a user starts them, against one process."""
     pytest.importorskip('mmseg')
     # Plain gradient descent: Adam would blow rounding up where a gradient is zero but for rounding.
     plain = [*NO_FLIPS, 'optim_wrapper.optimizer.type=SGD', 'optim_wrapper.optimizer.lr=0.1']
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = str(free.getsockname()[1])
-    runs = [
-        subprocess.Popen(command(CONFIG, '--no-validate', '--work-dir', 'one', *few_iterations(8, 4, plain)),
-                         env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True),
-        subprocess.Popen([str(ROOT / 'tools' / 'dist_train.sh'), str(CONFIG), '2', '--no-validate', '--work-dir', 'two',
+    (port,) = free_ports(1)
+    run = subprocess.run([str(ROOT / 'tools' / 'dist_train.sh'), str(CONFIG), '2', '--no-validate', '--work-dir', 'two',
                           *few_iterations(8, 2, plain)], env=dict(environment(), PORT=port),
-                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True),
-    ]  # fmt: skip
-    for run in runs:
-        output = run.communicate()[0]
-        assert run.returncode == 0, output[-3000:]
+                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
+    assert run.returncode == 0, run.stdout[-3000:]
+    run_tool('train', CONFIG, '--no-validate', '--work-dir', 'one', *few_iterations(8, 4, plain))
     one, two = (weights(data_folder / name / 'iter_8.pth') for name in ('one', 'two'))
     assert one.keys() == two.keys()
     moved = 0.0
@@ -107,45 +96,61 @@ def test_retrofit_starts_from_a_dense_checkpoint_and_runs_in_two_processes(data_
     pytest.importorskip('mmseg')
     dense, config = CONFIG.with_name('fcn_dense-vit_sample.py'), CONFIG.with_name('fcn_cropr-retrofit-vit_sample.py')
     run_tool('train', dense, '--no-validate', '--work-dir', 'dense', *few_iterations(1))
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = str(free.getsockname()[1])
-    start = ['load_from=dense/iter_1.pth']
-    command = [str(ROOT / 'tools' / 'dist_train.sh'), str(config), '2', '--no-validate', '--work-dir', 'two']
-    run = subprocess.run([*command, '--resume', *few_iterations(3, 2, start)], env=dict(environment(), PORT=port),
-                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
-    assert run.returncode == 0, run.stdout[-3000:]
+    few = few_iterations(3, 2, ['load_from=dense/iter_1.pth'])
+    train_in_two_processes([[config, '--no-validate', '--work-dir', 'two', '--resume', *few]], data_folder)
     before, after = (weights(data_folder / name) for name in ('dense/iter_1.pth', 'two/iter_3.pth'))
     assert all(torch.equal(after[key], value) for key, value in before.items())
     assert {key.split('.')[1] for key in after.keys() - before.keys()} == {'pruners'}
     assert not any('pruners' in key for key in before)
 
 
-BLOCK = """
-import importlib.abc, runpy, sys
+ONE_LIBRARY = """
+import importlib.abc, os, runpy, sys
+import mmcv, mmengine.runner, mmengine.config.config
+from mmengine.config import Config
+
+mmengine.config.config.FormatCode = lambda text, **_: (text, True)  # prints no config neatly: seconds less
+blocked, argv, stock, backbone = {arguments!r}
 
 class Block(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
-        if name.split('.')[0] == {blocked!r}:
+        if name.split('.')[0] == blocked:
             raise ModuleNotFoundError(name + ' is blocked', name=name)
 
+assert not any(library in sys.modules for library in ('mmseg', 'mmdet', 'cropr_mm'))
 sys.meta_path.insert(0, Block())
-sys.argv = {argv!r}
-runpy.run_path(sys.argv[0], run_name='__main__')
+sys.argv = argv
+runpy.run_path(argv[0], run_name='__main__')
+
+from cropr_mm import swap_backbone
+from cropr_mm.cli.model import build_model
+build_model(swap_backbone(Config.fromfile(stock), backbone))
+assert blocked not in sys.modules
 """
+SWAPPED = dict(
+    arch=dict(family='vit', embed_dim=32, depth=4, num_heads=2),
+    img_size=64,
+    pruning=dict(pruner=dict(type='DifficultyPruner', num_classes=19), rate=2),
+)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    'library, absent, config',
-    [('mmseg', 'mmdet', CONFIG), ('mmdet', 'mmseg', CONFIGS / 'mask-rcnn_cropr-vit_sample.py')],
+    'library, absent, config, stock',
+    [
+        ('mmseg', 'mmdet', CONFIG, 'fcn/fcn_r18-d8_4xb2-80k_cityscapes-512x1024'),
+        ('mmdet', 'mmseg', CONFIGS / 'mask-rcnn_cropr-vit_sample.py', 'retinanet/retinanet_r18_fpn_1x_coco'),
+    ],
 )
-def test_one_library_is_enough(library, absent, config, data_folder):
-    """A process of its own: in this one both libraries are imported."""
-    pytest.importorskip(library)
+def test_one_library_is_enough(library, absent, config, stock, data_folder):
+    """To train, and then to swap the backbone of one of its own configs: a process, as this one has both libraries."""
+    module = pytest.importorskip(library)
     argv = [str(ROOT / 'tools' / 'train.py'), str(config), '--work-dir', 'run', *few_iterations(1)]
-    code = BLOCK.format(blocked=absent, argv=argv)
-    run = subprocess.run([sys.executable, '-c', code], env=environment(), capture_output=True, text=True)
+    stock = Path(module.__file__).parent / '.mim' / 'configs' / f'{stock}.py'
+    code = ONE_LIBRARY.format(arguments=(absent, argv, str(stock), SWAPPED))
+    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])])
+    run = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True,
+                         env=dict(environment(), PYTHONPATH=paths))  # fmt: skip
     assert run.returncode == 0, run.stderr
     assert (data_folder / 'run' / 'iter_1.pth').is_file()
 
