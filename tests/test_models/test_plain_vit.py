@@ -219,7 +219,7 @@ def test_out_indices_count_from_both_ends(out_indices):
         (dict(in_channels=0), r'in_channels=0; a positive integer'),
         (dict(window_size='14'), r"window_size='14'; a positive integer"),
         (dict(window_size=2, global_blocks=['1']), r"global_blocks=\['1'\]; different"),
-        (dict(drop_path_rate='0.1'), r"drop_path_rate='0.1'; 0 or more and below 1"),
+        (dict(drop_path_rate='0.1'), r"drop_path_rate='0.1'; a number of 0 or more and below 1"),
         (dict(drop_path_rate=None), r'drop_path_rate=None; a number of 0 or more'),
         (dict(drop_path_rate=float('nan')), r'drop_path_rate=nan; a number of 0 or more'),
         (dict(drop_path_rate=False), r'drop_path_rate=False; a number of 0 or more'),
