@@ -45,6 +45,13 @@ def tokens_at(x: Tensor, position: Tensor) -> Tokens:
     return Tokens(x, torch.cat([torch.arange(12, 12 + prefix).expand(len(x), -1), position], dim=1), prefix)
 
 
+class Untouched(torch.nn.Module):
+    """A block that does nothing."""
+
+    def forward(self, x: Tensor, rotary: Any = None, windows: Any = None) -> Tensor:
+        return x
+
+
 def cropr(head: str = 'MultiLabelAuxHead', num_classes: int = 3, **settings: Any) -> dict[str, Any]:
     return dict(type='CroprPruner', aux_head=dict(type=head, num_classes=num_classes), **settings)
 

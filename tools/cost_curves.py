@@ -19,10 +19,11 @@ import torch
 
 from cropr_mm import CroprViT
 from cropr_mm.benchmark.batches import random_batch
+from cropr_mm.benchmark.figures import save_figure
 from cropr_mm.benchmark.machine import describe_machine
 from cropr_mm.benchmark.measure import Setting, measure
 from cropr_mm.benchmark.variants import build_variants
-from cropr_mm.utils.io import whole_file, write_json
+from cropr_mm.utils.io import write_json
 
 AXES = dict(size='side of the image in pixels', batch='images per batch', rate='share of tokens pruned per module')
 VARIANTS = ('dense', 'cropr', 'random')
@@ -68,13 +69,9 @@ def draw(points: dict[str, list[dict[str, Any]]], path: Path, title: str) -> Non
         axis.set_xlabel(label)
         axis.set_xticks(x)
         axis.grid(alpha=0.25)
-        for side in ('top', 'right'):
-            axis.spines[side].set_visible(False)
     figure.axes[0].set_ylabel('× dense, images/s')
     figure.axes[0].legend()
-    figure.suptitle(title, fontsize=10)
-    with whole_file(path) as partial_file:
-        figure.savefig(partial_file)
+    save_figure(figure, path, title)
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..models import CroprViT
 from ..models.cropr_vit import find_backbone
+from .figures import save_figure
 from .flops import count_flops, pruned_ratio, tokens_per_block
 from .memory import peak_memory
 from .parts import time_parts
@@ -181,8 +182,6 @@ def draw(figures: Mapping[str, Mapping[str, Any]], path: str | Path, title: str 
     """
     from matplotlib.figure import Figure
 
-    from ..utils.io import whole_file
-
     parted = all('milliseconds_of_parts' in row for row in figures.values())
     figure = Figure(figsize=(9.6 if parted else 4.8, 3.6), dpi=120, facecolor='white', layout='constrained')
     axes = figure.subplots(1, 2 if parted else 1, squeeze=False)[0]
@@ -200,10 +199,4 @@ def draw(figures: Mapping[str, Mapping[str, Any]], path: str | Path, title: str 
                 bottom = [low + height for low, height in zip(bottom, heights)]
         axes[1].set_ylabel('ms per batch')
         axes[1].legend(fontsize=8)
-    for axis in axes:
-        for side in ('top', 'right'):
-            axis.spines[side].set_visible(False)
-    figure.suptitle(title, fontsize=10)
-    with whole_file(path) as partial_file:
-        figure.savefig(partial_file)
-    return Path(path)
+    return save_figure(figure, path, title)

@@ -15,6 +15,7 @@ from torch import nn
 from ..models import CroprViT, Schedule
 from ..models.cropr_vit import find_backbone
 from ..utils.io import whole_file
+from .figures import save_figure
 from .flops import pruned_ratio
 from .throughput import compare_throughput
 
@@ -190,9 +191,4 @@ def draw_tradeoff(points: Sequence[RatePoint], metrics: Sequence[str], path: str
         axis.set(xlabel='images/s', ylabel=name)
         axis.margins(x=0.16)
         axis.grid(alpha=0.25)
-        for side in ('top', 'right'):
-            axis.spines[side].set_visible(False)
-    figure.suptitle(title, fontsize=10)
-    with whole_file(path) as partial_file:
-        figure.savefig(partial_file)
-    return Path(path)
+    return save_figure(figure, path, title)

@@ -4,11 +4,10 @@ import math
 
 import pytest
 import torch
-from helpers import SMALL, cropr, seg_sample, small_vit
+from helpers import SMALL, Untouched, cropr, seg_sample, small_vit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmengine.registry import MODELS
-from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
@@ -232,11 +231,6 @@ class NastyPruner(BasePruner):
 
     def score(self, tokens, context):
         return self.values[torch.randint(len(self.values), tokens.position.shape)]
-
-
-class Untouched(nn.Module):
-    def forward(self, x, rotary=None, windows=None):
-        return x
 
 
 @settings(max_examples=100)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import small_vit
+from helpers import Untouched, small_vit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmengine.registry import MODELS
@@ -40,11 +40,6 @@ class MergingReducer(BaseReducer):
         """Each owner plus the rows that merge into it."""
         wide = (-1, -1, x.shape[-1])
         return x.scatter_add(1, owners[..., None].expand(wide), x.gather(1, rows[..., None].expand(wide)))
-
-
-class Untouched(nn.Module):
-    def forward(self, x, rotary=None, windows=None):
-        return x
 
 
 grids = st.tuples(st.integers(2, 6), st.integers(2, 6))
