@@ -1,29 +1,29 @@
-"""Writes the sample data set to disk: images, an ADE20K-style label folder and COCO instances of the same images.
+"""Writes scenes to disk: images, an ADE20K-style label folder and COCO instances of the same images.
 
 ::
 
     OUT/images/{training,validation}/00000.jpg
-    OUT/annotations/{training,validation}/00000.png      0 is void (never drawn), ``CLASSES`` count from 1
-    OUT/annotations/instances_{training,validation}.json  boxes and masks of what is visible, ``THINGS`` from 1
+    OUT/annotations/{training,validation}/00000.png      0 is void, classes count from 1
+    OUT/annotations/instances_{training,validation}.json  boxes and masks of what is visible, things from 1
     OUT/sample_data.json                                 what was asked for
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import numpy as np
 from mmengine.utils import ProgressBar
 
 from ..utils.checks import check_integer
+from ..utils.io import whole_folder
 from .classes import THINGS
 from .scenes import Scene, draw_scene
 
-__all__ = ['MANIFEST', 'encode_rle', 'write_sample_data']
+__all__ = ['MANIFEST', 'encode_rle', 'write_sample_data', 'write_scenes']
 
 MANIFEST = 'sample_data.json'
 _FORMAT = 1
@@ -51,29 +51,43 @@ def write_sample_data(
         ValueError: a number is out of range, or ``out`` holds a sample data set made with other settings.
         FileExistsError: ``out`` is there and is no sample data set.
     """
-    out = Path(out)
     asked = dict(format=_FORMAT, train=train, val=val, seed=seed, size=size)
+    return write_scenes(out, asked, lambda split: lambda index: draw_scene(seed, index, split, size), THINGS, progress)
+
+
+def write_scenes(
+    out: str | Path,
+    asked: dict[str, Any],
+    drawer: Callable[[str], Callable[[int], Scene]],
+    things: Sequence[str],
+    progress: bool = True,
+) -> Path:
+    """Write scenes of any kind as the sample data is written, or return at once where they are there already.
+
+    Args:
+        out, progress: see :func:`write_sample_data`.
+        asked: what tells these scenes from others, with ``train``, ``val``, ``seed`` and ``size``.
+        drawer: gives the function that draws scene ``index`` of ``'training'`` or ``'validation'``.
+        things: names of the countable classes.
+
+    Returns, raises: as :func:`write_sample_data`.
+    """
+    out = Path(out)
     for key, least, most in (('train', 1, 100_000), ('val', 1, 100_000), ('seed', 0, 2**63), ('size', 32, 4096)):
         check_integer(key, asked[key], least, most)
     if _is_complete(out, asked):
         return out
-    out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    partial = out.absolute().with_name(f'.{out.absolute().name}.{os.getpid()}.partial')
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        bar = ProgressBar(train + val) if progress else None
-        for split, count in (('training', train), ('validation', val)):
-            _write_split(partial, split, count, seed, size, bar)
-        if bar is not None:
-            bar.file.write('\n')
-        (partial / MANIFEST).write_text(json.dumps(asked) + '\n')
-        try:
-            os.replace(partial, out)
-        except OSError:
-            if not _is_complete(out, asked):  # else another process finished the same data set first
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        with whole_folder(out) as partial:
+            bar = ProgressBar(asked['train'] + asked['val']) if progress else None
+            for split, count in (('training', asked['train']), ('validation', asked['val'])):
+                _write_split(partial, split, count, drawer(split), things, bar)
+            if bar is not None:
+                bar.file.write('\n')
+            (partial / MANIFEST).write_text(json.dumps(asked) + '\n')
+    except OSError:
+        if not _is_complete(out, asked):  # else another process finished the same data set first
+            raise
     return out
 
 
@@ -84,7 +98,7 @@ def encode_rle(mask: np.ndarray) -> dict[str, Any]:
     return dict(size=list(mask.shape), counts=np.diff(starts, prepend=0).tolist())
 
 
-def _is_complete(out: Path, asked: dict[str, int]) -> bool:
+def _is_complete(out: Path, asked: dict[str, Any]) -> bool:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     try:
@@ -100,7 +114,9 @@ def _is_complete(out: Path, asked: dict[str, int]) -> bool:
     return True
 
 
-def _write_split(root: Path, split: str, count: int, seed: int, size: int, bar: ProgressBar | None) -> None:
+def _write_split(
+    root: Path, split: str, count: int, draw: Callable[[int], Scene], things: Sequence[str], bar: ProgressBar | None
+) -> None:
     from PIL import Image
 
     image_dir, label_dir = root / 'images' / split, root / 'annotations' / split
@@ -109,15 +125,16 @@ def _write_split(root: Path, split: str, count: int, seed: int, size: int, bar: 
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for index in range(count):
-        scene = draw_scene(seed, index, split, size)
+        scene = draw(index)
         Image.fromarray(scene.image).save(image_dir / f'{index:05d}.jpg', quality=95, subsampling=0)
         Image.fromarray(scene.labels + np.uint8(1)).save(label_dir / f'{index:05d}.png')
-        images.append(dict(id=index + 1, file_name=f'{index:05d}.jpg', height=size, width=size))
+        height, width = scene.labels.shape
+        images.append(dict(id=index + 1, file_name=f'{index:05d}.jpg', height=height, width=width))
         for annotation in _instances(scene):
             annotations.append(dict(annotation, id=len(annotations) + 1, image_id=index + 1))
         if bar is not None and (index % 50 == 49 or index + 1 == count):
             bar.update(index % 50 + 1)
-    categories = [dict(id=number, name=name) for number, name in enumerate(THINGS, 1)]
+    categories = [dict(id=number, name=name) for number, name in enumerate(things, 1)]
     content = dict(images=images, annotations=annotations, categories=categories)
     (root / 'annotations' / f'instances_{split}.json').write_text(json.dumps(content))
 

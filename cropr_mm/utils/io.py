@@ -1,8 +1,10 @@
-"""Writing files whole or not at all."""
+"""Writing files and folders whole or not at all."""
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +28,28 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(out: str | Path) -> Iterator[Path]:
+    """An empty folder beside ``out`` to fill; it takes that name when the block ends without an error.
+
+    Args:
+        out: must not exist, or be an empty folder.
+
+    Raises:
+        FileExistsError: ``out`` is there.
+    """
+    out = Path(out).absolute()
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise FileExistsError(f'{out} exists; delete it or name another folder')
+    partial = out.with_name(f'.{out.name}.{uuid.uuid4().hex[:12]}.partial')
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        os.replace(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_json(path: str | Path, content: Any) -> None:

@@ -1,8 +1,8 @@
-"""Files are written whole or not at all."""
+"""Files and folders are written whole or not at all."""
 
 import pytest
 
-from cropr_mm.utils.io import whole_file
+from cropr_mm.utils.io import whole_file, whole_folder
 
 
 def test_two_writers_of_one_file_do_not_meet(tmp_path):
@@ -24,3 +24,33 @@ def test_an_error_leaves_the_old_file(tmp_path):
         partial.write_text('half')
         raise KeyError
     assert path.read_text() == 'old' and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_appears_when_it_is_whole(tmp_path):
+    out = tmp_path / 'new' / 'out'
+    with whole_folder(out) as partial:
+        (partial / 'a').write_text('a')
+        assert not out.exists() and partial.parent == out.parent
+    assert [file.name for file in out.iterdir()] == ['a'] and list(out.parent.iterdir()) == [out]
+
+
+def test_an_empty_folder_is_filled_after_an_error_left_it_empty(tmp_path):
+    out = tmp_path / 'out'
+    out.mkdir()
+    with pytest.raises(KeyError), whole_folder(out) as partial:
+        (partial / 'half').write_text('')
+        raise KeyError
+    assert list(tmp_path.iterdir()) == [out] and not list(out.iterdir())
+    with whole_folder(out) as partial:
+        (partial / 'a').write_text('a')
+    assert (out / 'a').read_text() == 'a'
+
+
+@pytest.mark.parametrize('taken', ['file', 'folder/file'])
+def test_what_is_there_stays(tmp_path, taken):
+    (tmp_path / taken).parent.mkdir(exist_ok=True)
+    (tmp_path / taken).write_text('mine')
+    out = tmp_path / taken.split('/')[0]
+    with pytest.raises(FileExistsError, match=f'{out} exists; delete it or name another folder'), whole_folder(out):
+        raise AssertionError('not reached')
+    assert (tmp_path / taken).read_text() == 'mine' and list(tmp_path.iterdir()) == [out]
