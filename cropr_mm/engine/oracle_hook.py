@@ -10,7 +10,7 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..models.pruning.oracle import OraclePruner, object_share
@@ -27,7 +27,7 @@ class OracleHook(Hook):
 
     def __init__(self, object_classes: Sequence[int] | None = None) -> None:
         self.object_classes = object_classes
-        self._handle: RemovableHandle | None = None
+        self._handles: list[RemovableHandle] = []
 
     def before_run(self, runner: Runner) -> None:
         self.attach(unwrap(runner.model))
@@ -46,10 +46,39 @@ class OracleHook(Hook):
             call = inspect.signature(module.forward).bind(*args, **kwargs).arguments
             images, samples = call['inputs'], call.get('data_samples') or []
             grid = backbone.grid_of(*images.shape[-2:])
-            share = [object_share(s, grid, backbone.patch_size, self.object_classes) for s in samples]
-            for pruner in pruners:
-                pruner.share = torch.stack(share) if share else None
+            shares = [object_share(s, grid, backbone.patch_size, self.object_classes) for s in samples]
+            whole = torch.stack(shares).unflatten(1, grid) if shares else None
+            parts[:] = [whole]
+            if whole is not None and call.get('mode') == 'predict':
+                parts[:] = [whole[..., rows, columns] for rows, columns in _windows(module, images.shape[-2:])]
 
-        if self._handle is not None:
-            self._handle.remove()
-        self._handle = model.register_forward_pre_hook(hand_over, with_kwargs=True)
+        def next_part(module: nn.Module, args: tuple[Any, ...]) -> None:
+            part = parts.pop(0) if len(parts) > 1 else parts[0]
+            for pruner in pruners:
+                pruner.share = None if part is None else part.flatten(1)
+
+        parts: list[Tensor | None] = [None]  # what the next calls of the backbone see
+        for handle in self._handles:
+            handle.remove()
+        self._handles = [
+            model.register_forward_pre_hook(hand_over, with_kwargs=True),
+            backbone.register_forward_pre_hook(next_part),
+        ]
+
+
+def _windows(model: Any, size: Sequence[int]) -> list[tuple[slice, slice]]:
+    """Rows and columns of the patch grid that each call of the backbone sees: mmsegmentation's sliding windows."""
+    settings = getattr(model, 'test_cfg', None) or {}
+    patch = model.backbone.patch_size
+    if settings.get('mode') != 'slide':
+        return [(slice(None), slice(None))]
+    axes = []
+    for length, crop, stride in zip(size, settings['crop_size'], settings['stride']):
+        count = max(length - crop + stride - 1, 0) // stride + 1
+        starts = [max(min(i * stride, length - crop), 0) for i in range(count)]
+        if any(start % patch for start in starts):
+            raise ValueError(
+                f'OracleHook: test_cfg has windows from pixels {starts}; multiples of patch_size={patch} are expected'
+            )
+        axes.append([slice(start // patch, -(-min(start + crop, length) // patch)) for start in starts])
+    return [(rows, columns) for rows in axes[0] for columns in axes[1]]
