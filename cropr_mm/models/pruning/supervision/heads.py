@@ -66,10 +66,12 @@ class PatchSegAuxHead(BaseAuxHead):
         ignore_index: label that counts for nothing.
         query_stride: side, in patches, of the squares that share a query. Above 1 training costs less; the target of
             a query is then the share of each class in its square.
+        balance: how much rare classes count. A patch of a class that has the share f of the batch weighs
+            f^-balance: 0 weighs patches alike (as published), 1 classes.
         embed_dim, grid, patch_size: filled in by CroprViT.
 
     Raises:
-        ValueError: ``query_stride`` is no positive integer.
+        ValueError: ``query_stride`` is no positive integer, or ``balance`` not in 0 to 1.
     """
 
     def __init__(
@@ -80,27 +82,38 @@ class PatchSegAuxHead(BaseAuxHead):
         patch_size: int,
         ignore_index: int = 255,
         query_stride: int = 1,
+        balance: float = 0.0,
     ) -> None:
         check_integer('aux_head.query_stride', query_stride)
+        balance = float(check_number('aux_head.balance', balance, least=0, most=1))
         queries = (-(-grid[0] // query_stride), -(-grid[1] // query_stride))
         super().__init__(num_classes, embed_dim, queries[0] * queries[1], ignore_index)
         self.query_stride = query_stride
+        self.balance = balance
         self.grid = grid
         self.patch_size = patch_size
 
     def loss(self, logits: Tensor, data_samples: Sequence[Any], grid: tuple[int, int]) -> Tensor:
         where = (logits.device, grid, self.patch_size, self.grid)
         classes = (self.num_classes, self.ignore_index)
-        if self.query_stride == 1:
-            target = for_batch(patch_labels, data_samples, *where, *classes)
-            # Of rows, not of maps: that has a deterministic gradient on CUDA.
-            log_loss = F.cross_entropy(
-                logits.float().flatten(0, 1), target.flatten(), ignore_index=self.ignore_index, reduction='sum'
-            )
-            return log_loss / (target != self.ignore_index).sum().clamp(min=1)
-        shares = for_batch(square_classes, data_samples, *where, self.query_stride, *classes)
-        log_loss = -(shares * logits.float().log_softmax(dim=-1)).sum()
-        return log_loss / shares.sum().clamp(min=torch.finfo(shares.dtype).tiny)
+        if self.query_stride > 1:
+            shares = for_batch(square_classes, data_samples, *where, self.query_stride, *classes)
+            weighted = shares * self._weights(shares.sum(dim=(0, 1)))
+            log_loss = -(weighted * logits.float().log_softmax(dim=-1)).sum()
+            return log_loss / weighted.sum().clamp(min=torch.finfo(shares.dtype).tiny)
+        target = for_batch(patch_labels, data_samples, *where, *classes).flatten()
+        known = target != self.ignore_index
+        label = torch.where(known, target, 0)
+        weight = known.float()
+        if self.balance:
+            weight = weight * self._weights(weight.new_zeros(self.num_classes).scatter_add_(0, label, weight))[label]
+        # Of rows, not of maps: that has a deterministic gradient on CUDA.
+        log_loss = F.cross_entropy(logits.float().flatten(0, 1), label, reduction='none')
+        return (weight * log_loss).sum() / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)
+
+    def _weights(self, amount: Tensor) -> Tensor:
+        """Weight of each class (C,) of which a batch has this much."""
+        return (amount / amount.sum().clamp(min=1)).clamp(min=1e-6) ** -self.balance
 
 
 @MODELS.register_module()

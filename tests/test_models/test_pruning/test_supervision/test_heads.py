@@ -282,3 +282,78 @@ def test_squares_without_a_label_count_for_nothing():
 def test_a_wrong_stride_is_named(stride):
     with pytest.raises(ValueError, match=r'aux_head.query_stride=.*; a positive integer'):
         patch_head(query_stride=stride)
+
+
+# --- rare classes that count as much as others ------------------------------------------------------------------
+
+
+def uneven_batch():
+    """Logits and two label maps of patches of one class each: 0 is frequent, 1 rare, 2 missing, four without."""
+    classes = torch.tensor([[0, 0, 0, 1, 0, 255], [0, 255, 0, 1, 255, 255]])
+    labels = classes.view(2, *GRID).repeat_interleave(4, 1).repeat_interleave(4, 2)
+    return torch.randn(2, 6, 3, requires_grad=True), [seg_sample(label) for label in labels], classes.flatten()
+
+
+def test_balance_0_is_the_plain_cross_entropy():
+    logits, samples, classes = uneven_batch()
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), classes, ignore_index=255)
+    torch.testing.assert_close(patch_head(balance=0).loss(logits, samples, GRID), expected)
+    torch.testing.assert_close(patch_head().loss(logits, samples, GRID), expected)
+
+
+@pytest.mark.parametrize('balance', [1, 0.5])
+def test_balance_weighs_patches_by_how_rare_their_class_is(balance):
+    logits, samples, classes = uneven_batch()
+    total, weights = 0.0, 0.0
+    known = [c for c in classes.tolist() if c != 255]
+    for row, label in zip(logits.flatten(0, 1), classes.tolist()):
+        if label != 255:
+            weight = (known.count(label) / len(known)) ** -balance
+            total = total - weight * row.log_softmax(0)[label]
+            weights += weight
+    found = patch_head(balance=balance).loss(logits, samples, GRID)
+    torch.testing.assert_close(found, total / weights)
+    if balance == 1:
+        share = torch.bincount(classes[classes != 255], minlength=3) / len(known)
+        expected = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), classes, weight=1 / share.clamp(min=1e-6), ignore_index=255
+        )
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize('stride', [1, 2])
+@pytest.mark.parametrize('balance', [0, 1])
+def test_patches_without_a_label_count_for_nothing(balance, stride):
+    head = patch_head(balance=balance, query_stride=stride)
+    logits, samples, classes = uneven_batch()
+    logits = torch.randn(2, head.num_queries, 3, requires_grad=True)
+    head.loss(logits, samples, GRID).backward()
+    if stride == 1:
+        assert (logits.grad.flatten(0, 1).any(-1) == (classes != 255)).all()
+    nothing = [seg_sample(torch.full((8, 12), 255))] * 2
+    loss = head.loss(logits.detach().requires_grad_(), nothing, GRID)
+    assert loss.item() == 0
+
+
+@pytest.mark.parametrize('balance', [0, 0.5, 1])
+def test_balance_of_squares_weighs_the_shares(balance):
+    """Two squares of 2 × 2 patches, pixel by pixel: a pixel of a class with the share f weighs f^-balance."""
+    head = PatchSegAuxHead(3, 8, (2, 4), 4, query_stride=2, balance=balance)
+    label = torch.randint(2, (8, 16)) * (torch.rand(8, 16) < 0.3)  # mostly 0, no 2
+    label[:3, :3] = 255
+    logits = torch.randn(1, 2, 3)
+    known = label[label != 255].tolist()
+    total, weights = 0.0, 0.0
+    for y in range(8):
+        for x in range(16):
+            if label[y, x] != 255:
+                weight = (known.count(int(label[y, x])) / len(known)) ** -balance
+                total -= weight * logits[0, x // 8].log_softmax(0)[label[y, x]].item()
+                weights += weight
+    assert head.loss(logits, [seg_sample(label)], (2, 4)).item() == pytest.approx(total / weights, rel=1e-5)
+
+
+@pytest.mark.parametrize('balance', [-0.1, 1.1, True, '1', float('nan')])
+def test_a_wrong_balance_is_named(balance):
+    with pytest.raises(ValueError, match=r'aux_head\.balance=.*; a number of 0 or more and at most 1 is expected'):
+        patch_head(balance=balance)
