@@ -1,4 +1,4 @@
-"""Share of the tokens on objects, and of those on background, that reach each block.
+"""Share of the tokens on objects, on background and of each class that reach each block.
 
     python tools/analyze_routing.py configs/sample/fcn_cropr-vit_sample.py work_dirs/demo/train/iter_600.pth
     python tools/analyze_routing.py CONFIG CHECKPOINT --against OTHER_CONFIG OTHER_CHECKPOINT
@@ -52,7 +52,12 @@ def main() -> None:
         model = load_model(cfg, args.checkpoint)
         torch.manual_seed(0)
         loader = Runner.build_dataloader(cfg.test_dataloader, seed=0)
-        shares = routing_shares(model, islice(loader, args.batches), args.object_classes or cfg.get('object_classes'))
+        shares = routing_shares(
+            model,
+            islice(loader, args.batches),
+            args.object_classes or cfg.get('object_classes'),
+            loader.dataset.metainfo.get('classes', ()),
+        )
         if args.against:
             config, checkpoint = args.against
             other = load_model(load_config(argparse.Namespace(**{**vars(args), 'config': config})), checkpoint)
@@ -62,9 +67,12 @@ def main() -> None:
         f'{shares["images"]} images, {shares["object_tokens"]} tokens on objects, '
         f'{shares["background_tokens"]} on background'
     )
-    print('block      ', *(f'{block:6d}' for block in range(len(shares['object']))))
-    for group in ('object', 'background'):
-        print(f'{group:11}', *(f'{share:6.1%}' for share in shares[group]))
+    rows = {group: shares[group] for group in ('object', 'background')}
+    rows.update((name, row) for name, row in shares['classes'].items() if name not in rows)
+    width = max(11, *map(len, rows))
+    print(f'{"block":{width}}', *(f'{block:6d}' for block in range(len(shares['object']))))
+    for name, row in rows.items():
+        print(f'{name:{width}}', *(f'{share:6.1%}' for share in row))
     if args.against:
         print('kept by both after block', *(f'{block}: {share:.1%}' for block, share in shares['overlap'].items()))
     if args.json:

@@ -1,17 +1,25 @@
-"""Compare pruners at the same budget: train each sample config with several seeds and print the table.
+"""Compare pruners at the same budget: train each with several seeds and print the table.
 
-    python tools/compare.py seg --seeds 0 1 2
-    python tools/compare.py det --seeds 0 1 2 --methods dense random
+    python tools/compare.py sample-seg --seeds 0 1 2
+    python tools/compare.py camvid --methods pruners random-50 cropr-50 --jobs 4 --amp
+    python tools/compare.py photos-seg --methods dense random --method wide='cropr-patch custom_hooks.0.ramp=0.8'
+    python tools/compare.py camvid --table                      # of what is finished, without a run
 
-A method is a config in configs/sample, or such a config with a few options (VARIANTS). Runs that are complete are not
-repeated, so an interrupted comparison resumes where it stopped.
+A method changes the data's config with a DifficultyPruner in one way, the same for all data: a pruner (dense, random,
+variance, attention, oracle, cropr, nonsalient, cropr-multilabel, cropr-patch) and changes of it (-50 and -75 prune so
+many percent, -stages3, -exit, …), or a group: pruners, rates, returning, cheaper, retrofit. Each run has a folder with
+its config. Runs that are complete are not repeated, so an interrupted comparison resumes where it stopped.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import copy
+import functools
 import hashlib
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -21,98 +29,181 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.device import get_device
 
+from cropr_mm.analysis.methods import GROUPS, apply_method, change, is_segmentation, own_method, parts_of
 from cropr_mm.benchmark.machine import describe_machine
 from cropr_mm.cli.arguments import plain_errors
 from cropr_mm.utils.checks import check_integer
-from cropr_mm.utils.io import write_json
+from cropr_mm.utils.io import whole_file, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIGS = {'seg': 'fcn_{}-vit_sample.py', 'det': 'mask-rcnn_{}-vit_sample.py'}
-PRUNERS = ('dense', 'oracle', 'cropr', 'random', 'variance', 'attention', 'nonsalient')
-BLOCKS = 'model.backbone.pruning.blocks=[0,1,2,3,4,5]'  # where Last Layer Fusion has its pruners
-# name → the config behind it and what is changed in it; ways to bring tokens back, and no curriculum
-RETURNING = {
-    'cropr-no-curriculum': ('cropr', ('custom_hooks.0.ramp=0',)),
-    'cropr-exit': ('cropr', ('model.backbone.pruning.fusion=None', BLOCKS)),
-    'cropr-zero': ('cropr', ('model.backbone.pruning.fusion=None', BLOCKS, '{neck}.fill=zero')),
-    'cropr-mask-token': (
-        'cropr',
-        ('model.backbone.pruning.fusion=None', BLOCKS, '{neck}.fill=mask_token', '{neck}.embed_dim=128'),
-    ),
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is trained on.
+
+    Attributes:
+        configs: of the dense model and of the one with a DifficultyPruner, ``{}`` being the place of the name.
+        segmentation: or detection.
+        groups: of methods that are compared unless others are asked for.
+    """
+
+    configs: str
+    segmentation: bool
+    groups: tuple[str, ...] = ('pruners', 'rates')
+
+
+SEG, DET = 'fcn_{}-vit_', 'mask-rcnn_{}-vit_'
+SAMPLE_GROUPS = ('pruners', 'returning', 'cheaper', 'retrofit')
+DATA = {
+    'sample-seg': Data(f'sample/{SEG}sample.py', True, SAMPLE_GROUPS),
+    'sample-det': Data(f'sample/{DET}sample.py', False, SAMPLE_GROUPS),
+    'photos-seg': Data(f'photos/{SEG}photos.py', True),
+    'photos-det': Data(f'photos/{DET}photos.py', False),
+    'camvid': Data(f'camvid/{SEG}camvid.py', True),
+    'nuclei': Data(f'nuclei/{DET}nuclei.py', False),
 }
-# cheaper auxiliary sides, for segmentation
-CHEAPER = {
-    'cropr-half': ('cropr', ('model.backbone.pruning.aux_share=0.5',)),
-    'cropr-patch-half': ('cropr-patch', ('model.backbone.pruning.aux_share=0.5',)),
-    'cropr-patch-stride2': ('cropr-patch', ('model.backbone.pruning.pruner.aux_head.query_stride=2',)),
-    'cropr-patch-stride4': ('cropr-patch', ('model.backbone.pruning.pruner.aux_head.query_stride=4',)),
-}
-VARIANTS = {**RETURNING, **CHEAPER}
-METHODS = {
-    'seg': (*PRUNERS, 'cropr-multilabel', 'cropr-patch', *RETURNING, *CHEAPER, 'cropr-retrofit'),
-    'det': (*PRUNERS, 'cropr-multilabel', *RETURNING, 'cropr-retrofit'),
-}
-NECKS = {'seg': 'model.neck', 'det': 'model.neck.0'}  # where TokenReinsertion stands
-AFTER = {'cropr-retrofit': 'dense'}  # starts from the checkpoint of that method with the same seed
-# name in mmengine's log, name in the table, factor to percent
+ALIASES = {'seg': 'sample-seg', 'det': 'sample-det'}
+# name in mmengine's log, name in the table, factor to percent; the first ones are measured against oracle and random
 METRICS = {
-    'seg': (('mIoU', 'mIoU', 1.0),),
-    'det': (('coco/bbox_mAP', 'box AP', 100.0), ('coco/segm_mAP', 'mask AP', 100.0)),
+    True: (('mIoU', 'mIoU', 1.0),),
+    False: (('coco/bbox_mAP', 'box AP', 100.0), ('coco/segm_mAP', 'mask AP', 100.0)),
 }
+DETAILS = {
+    True: (('object_IoU', 'object IoU', 1.0),),
+    False: (('coco/bbox_mAP_s', 'small box AP', 100.0), ('coco/segm_mAP_s', 'small mask AP', 100.0)),
+}
+CLASS_SCORES = {True: ('IoU.{}', 1.0), False: ('coco/{}_precision', 100.0)}  # of detection the last metric's: masks
 
 
-def parse_args() -> argparse.Namespace:
+class RunError(Exception):
+    """A run that failed; the message says where, and the last line of its log."""
+
+
+def methods_of(data: Data, names: Iterable[str]) -> list[str]:
+    """Groups spelled out, each method once. A group leaves out what does not fit the data."""
+    methods: list[str] = []
+    for name in names:
+        group = GROUPS.get(name, (name,))
+        methods += [m for m in group if data.segmentation or name not in GROUPS or not m.startswith('cropr-patch')]
+    return list(dict.fromkeys(methods))
+
+
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('task', choices=sorted(CONFIGS))
+    parser.add_argument('data', choices=[*DATA, *ALIASES], help='seg and det are sample-seg and sample-det')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
-    parser.add_argument('--methods', nargs='+', help='names in configs/sample; default: all of the task')
-    parser.add_argument('--work-dir', type=Path, help='default: work_dirs/compare-<task>')
+    parser.add_argument('--methods', nargs='+', metavar='METHOD', help="methods and groups; default: the data's groups")
+    parser.add_argument(
+        '--method',
+        action='append',
+        default=[],
+        metavar="NAME='[METHOD] KEY=VALUE …'",
+        help='also compare a method of your own: options for METHOD (default: cropr)',
+    )
+    parser.add_argument('--work-dir', type=Path, help='default: work_dirs/compare-DATA')
     parser.add_argument('--jobs', type=int, default=1, help='runs at a time; they share the cores evenly')
+    parser.add_argument('--amp', action='store_true', help='train in mixed precision; needs an accelerator')
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='for every run')
-    args = parser.parse_args()
-    args.methods = args.methods or METHODS[args.task]
-    args.work_dir = args.work_dir or Path('work_dirs') / f'compare-{args.task}'
-    for method in args.methods:
-        if not config_of(args.task, method).is_file():
-            known = ', '.join(METHODS[args.task])
-            parser.error(f'--methods {method}: there is no {config_of(args.task, method)}; known are {known}')
+    parser.add_argument(
+        '--routing', choices=['all', 'first'], default='all', help='of which seeds to count the tokens that are kept'
+    )
+    parser.add_argument('--table', action='store_true', help='train nothing; the table of the runs that are finished')
+    args = parser.parse_args(arguments)
+    args.data = ALIASES.get(args.data, args.data)
+    args.work_dir = args.work_dir or Path('work_dirs') / f'compare-{args.data}'
+    with plain_errors():
+        check_integer('--jobs', args.jobs)
+        args.own = {name: (base, options) for name, base, options in map(own_method, args.method)}
+        asked = args.methods if args.methods or args.own else DATA[args.data].groups
+        args.methods = list(dict.fromkeys([*methods_of(DATA[args.data], asked or ()), *args.own]))
+        for method in args.methods:
+            if method != 'dense' and method not in args.own:
+                parts_of(method)
     return args
 
 
-# mmengine reads one config at a time: where it looks up packages, threads disturb each other.
-READING = threading.Lock()
-LOCKS: dict[tuple[str, int], threading.Lock] = defaultdict(threading.Lock)
+@functools.lru_cache(maxsize=None)
+def read_config(path: Path) -> Config:
+    if not path.is_file():
+        raise FileNotFoundError(f'config {str(path.relative_to(ROOT))!r}: no such file')
+    return Config.fromfile(str(path))
 
 
-def config_of(task: str, method: str) -> Path:
-    return ROOT / 'configs' / 'sample' / CONFIGS[task].format(VARIANTS.get(method, (method,))[0])
+def config_of(args: argparse.Namespace, method: str) -> Config:
+    """The config of a method, apart from the seed."""
+    data = DATA[args.data]
+    kind = 'dense' if method == 'dense' else 'cropr'
+    cfg = copy.deepcopy(read_config(ROOT / 'configs' / data.configs.format(kind)))
+    base, options = args.own.get(method, (method, []))
+    if kind == 'cropr':
+        apply_method(cfg, base)
+    change(cfg, [*options, *args.cfg_options])
+    cfg.val_dataloader, cfg.val_evaluator = cfg.test_dataloader, cfg.test_evaluator  # figures are of the test split
+    return cfg
 
 
-def options_of(args: argparse.Namespace, method: str, seed: int) -> list[str]:
-    changes = [change.format(neck=NECKS[args.task]) for change in VARIANTS.get(method, ('', ()))[1]]
-    return [f'randomness.seed={seed}', *changes, *args.cfg_options]
+def report_classes(cfg: Config) -> None:
+    """Let the evaluation also log the score of each class."""
+    for evaluator in ('val_evaluator', 'test_evaluator'):
+        settings = cfg.get(evaluator)
+        for metric in settings if isinstance(settings, (list, tuple)) else [settings]:
+            kind = str((metric or {}).get('type', '')).rsplit('.', 1)[-1]
+            if kind == 'IoUMetric':
+                metric.type = 'ClassIoUMetric'
+            elif kind == 'CocoMetric':
+                metric.classwise = True
+    if is_segmentation(cfg):
+        imports = cfg.get('custom_imports', {}).get('imports', [])
+        imports = [imports] if isinstance(imports, str) else list(imports)
+        cfg.custom_imports = dict(imports=[*imports, 'cropr_mm.analysis.class_iou'], allow_failed_imports=False)
 
 
-def digest(args: argparse.Namespace, method: str, seed: int) -> str:
-    """Of all settings that a run depends on, apart from where this clone lies."""
-    with READING:
-        config = repr(Config.fromfile(str(config_of(args.task, method))).to_dict()).replace(str(ROOT), '')
-    return hashlib.sha256('\n'.join([config, *options_of(args, method, seed)]).encode()).hexdigest()
+@dataclass
+class Run:
+    """One training.
+
+    Attributes:
+        cfg: the whole config.
+        digest: of all settings that the run depends on, apart from where this clone lies.
+        after: the run whose checkpoint this one starts from.
+    """
+
+    method: str
+    seed: int
+    folder: Path
+    cfg: Config
+    digest: str
+    after: Run | None = None
+
+    @property
+    def result_file(self) -> Path:
+        return self.folder / 'result.json'
 
 
-def check_folder(args: argparse.Namespace, method: str, seed: int) -> None:
-    """Raise ValueError where an earlier run had other settings."""
-    folder = args.work_dir / f'{method}-{seed}'
-    plan = folder / 'plan'
-    if folder.is_dir() and not (plan.is_file() and plan.read_text() == digest(args, method, seed)):
+def plan_run(args: argparse.Namespace, method: str, seed: int) -> Run:
+    """Work out what a run is; raises ValueError where its folder holds one with other settings."""
+    cfg = config_of(args, method)
+    report_classes(cfg)
+    cfg.merge_from_dict({'randomness.seed': seed})
+    settings = repr(cfg.to_dict()).replace(str(ROOT), '') + ('amp' if args.amp else '')
+    digest = hashlib.sha256(settings.encode()).hexdigest()
+    base = args.own.get(method, (method, []))[0]
+    after = plan_run(args, 'dense', seed) if base != 'dense' and 'retrofit' in parts_of(base)[1] else None
+    run = Run(method, seed, args.work_dir / f'{method}-{seed}', cfg, digest, after)
+    plan = run.folder / 'plan'
+    if run.folder.is_dir() and not (plan.is_file() and plan.read_text() == digest):
         raise ValueError(
-            f'{folder}: was run with another config or other --cfg-options; remove it or choose another --work-dir'
+            f'{run.folder}: was run with another config or other options; remove it or choose another --work-dir'
         )
+    return run
 
 
 def threads_of(args: argparse.Namespace) -> int:
@@ -124,108 +215,239 @@ def checkpoint_of(folder: Path) -> str:
     return (folder / 'last_checkpoint').read_text().strip()
 
 
-def train_and_test(args: argparse.Namespace, method: str, seed: int) -> dict[str, Any]:
-    """Train one config with one seed, unless that is done; returns its result."""
-    with LOCKS[method, seed]:  # a run that another thread is at runs once
-        return _train_and_test(args, method, seed)
+LOCKS: dict[Path, threading.Lock] = defaultdict(threading.Lock)
 
 
-def _train_and_test(args: argparse.Namespace, method: str, seed: int) -> dict[str, Any]:
-    folder = args.work_dir / f'{method}-{seed}'
-    result_file = folder / 'result.json'
-    if result_file.is_file():
-        return json.loads(result_file.read_text())
-    options = options_of(args, method, seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / 'plan').write_text(digest(args, method, seed))
-    env = {**os.environ, 'OMP_NUM_THREADS': str(threads_of(args))}
-    config, log = str(config_of(args.task, method)), folder / 'output.log'
-    if method in AFTER:
-        train_and_test(args, AFTER[method], seed)
-        options.append(f'load_from={checkpoint_of(args.work_dir / f"{AFTER[method]}-{seed}")}')
+def train_and_test(args: argparse.Namespace, run: Run) -> dict[str, Any]:
+    """Train, unless that is done; returns the result.
 
-    def call(tool: str, *arguments: str) -> None:
-        command = [sys.executable, str(ROOT / 'tools' / tool), *arguments, '--cfg-options', *options]
-        with log.open('a') as output:
-            code = subprocess.call(command, stdout=output, stderr=subprocess.STDOUT, env=env, cwd=ROOT)
-        if code:
-            raise RuntimeError(f'{method}, seed {seed}: tools/{tool} ended with {code}; see {log}')
+    Raises:
+        RunError: a tool failed.
+    """
+    with LOCKS[run.folder]:  # a run that another thread is at runs once
+        return _train_and_test(args, run)
 
+
+def _train_and_test(args: argparse.Namespace, run: Run) -> dict[str, Any]:
+    if run.result_file.is_file():
+        return json.loads(run.result_file.read_text())
+    run.folder.mkdir(parents=True, exist_ok=True)
+    (run.folder / 'plan').write_text(run.digest)
+    config = str((run.folder / 'config.py').resolve())
+    with whole_file(config) as partial:
+        run.cfg.dump(partial)
+    extra = ['--amp'] if args.amp else []
+    if run.after:
+        train_and_test(args, run.after)
+        extra += ['--cfg-options', f'load_from={checkpoint_of(run.after.folder)}']
     start = time.monotonic()
-    call('train.py', config, '--work-dir', str(folder.resolve()), '--resume')
-    checkpoint = checkpoint_of(folder)
-    routing = folder / 'routing.json'
-    if method != 'dense':
-        call('analyze_routing.py', config, checkpoint, '--json', str(routing.resolve()))
-    records = [json.loads(line) for file in sorted(folder.glob('*/vis_data/scalars.json')) for line in file.open()]
-    scores = [r for r in records if METRICS[args.task][0][0] in r][-1]
-    times = [r['time'] for r in records if 'time' in r and 'loss' in r]
+    call(args, run, 'train.py', config, '--work-dir', str(run.folder.resolve()), '--resume', *extra)
+    routing = run.folder / 'routing.json'
+    if run.method != 'dense' and (args.routing == 'all' or run.seed == args.seeds[0]):
+        call(args, run, 'analyze_routing.py', config, checkpoint_of(run.folder), '--json', str(routing.resolve()))
     result = dict(
-        method=method,
-        seed=seed,
-        **{key: scores[key] * factor for key, _, factor in METRICS[args.task]},
-        seconds_per_iteration=statistics.median(times),
+        method=run.method,
+        seed=run.seed,
+        **read_scores(run),
         routing=json.loads(routing.read_text()) if routing.is_file() else None,
+        about=about(args),
     )
-    write_json(result_file, result)
-    shown = ', '.join(f'{name} {result[key]:.1f}' for key, name, _ in METRICS[args.task])
-    print(f'{method}, seed {seed}: {shown} ({(time.monotonic() - start) / 60:.1f} min)', flush=True)
+    write_json(run.result_file, result)
+    shown = ', '.join(f'{name} {result[key]:.1f}' for key, name, _ in METRICS[is_segmentation(run.cfg)])
+    print(f'{run.method}, seed {run.seed}: {shown} ({(time.monotonic() - start) / 60:.1f} min)', flush=True)
     return result
+
+
+def call(args: argparse.Namespace, run: Run, tool: str, *arguments: str) -> None:
+    """Run a tool; its output goes into the run's log."""
+    log = run.folder / 'output.log'
+    env = {**os.environ, 'OMP_NUM_THREADS': str(threads_of(args))}
+    command = [sys.executable, str(ROOT / 'tools' / tool), *arguments]
+    with log.open('a') as output:
+        code = subprocess.call(command, stdout=output, stderr=subprocess.STDOUT, env=env, cwd=ROOT)
+    if code:
+        lines = log.read_text(errors='replace').strip().splitlines()
+        last = lines[-1].strip() if lines else 'no output'
+        raise RunError(f'{run.method}, seed {run.seed}: tools/{tool} ended with {code}: {last} (see {log})')
+
+
+def read_scores(run: Run) -> dict[str, Any]:
+    """Scores of the last evaluation in percent, those of the classes, and the time per iteration."""
+    segmentation = is_segmentation(run.cfg)
+    files = sorted(run.folder.glob('*/vis_data/scalars.json'))
+    records = []
+    for line in (line for file in files for line in file.read_text().splitlines()):
+        with contextlib.suppress(ValueError):  # a run that was killed may have left half a line
+            records.append(json.loads(line))
+    main = METRICS[segmentation][0][0]
+    evaluations = [r for r in records if main in r]
+    if not evaluations:
+        raise RunError(f'{run.method}, seed {run.seed}: no {main} in {run.folder}/*/vis_data/scalars.json')
+    scores = evaluations[-1]
+    result: dict[str, Any] = {
+        key: scores[key] * factor
+        for table in (METRICS, DETAILS)
+        for key, _, factor in table[segmentation]
+        if is_score(scores.get(key))
+    }
+    pattern, factor = CLASS_SCORES[segmentation]
+    before, after = pattern.split('{}')
+    result['classes'] = {
+        key[len(before) : len(key) - len(after)]: value * factor
+        for key, value in scores.items()
+        if key.startswith(before) and key.endswith(after) and is_score(value)
+    }
+    if segmentation and run.cfg.get('object_classes'):
+        names = list(result['classes'])
+        objects = [result['classes'][name] for name in object_names(run.cfg) if name in names]
+        if objects:
+            result['object_IoU'] = statistics.mean(objects)
+    times = [r['time'] for r in records if 'time' in r and 'loss' in r]
+    result['seconds_per_iteration'] = statistics.median(times) if times else None
+    return result
+
+
+def is_score(value: Any) -> bool:
+    """COCO says -1 where there is nothing to find, mmengine NaN."""
+    return isinstance(value, (int, float)) and math.isfinite(value) and value >= 0
+
+
+def object_names(cfg: Config) -> list[str]:
+    """Names of the config's object_classes."""
+    dataset = cfg.val_dataloader.dataset
+    while dataset.get('dataset'):
+        dataset = dataset.dataset
+    names = (dataset.get('metainfo') or {}).get('classes')
+    if names is None:  # those of the data set's class
+        from mmseg.registry import DATASETS
+
+        names = DATASETS.get(dataset.type).METAINFO['classes']
+    return [names[label] for label in cfg.object_classes]
+
+
+def about(args: argparse.Namespace) -> dict[str, Any]:
+    return {**describe_machine(get_device()), 'threads': threads_of(args), 'jobs': args.jobs, 'amp': args.amp}
 
 
 def spread(values: Iterable[float]) -> str:
     """Median and range."""
     values = sorted(values)
-    return f'{statistics.median(values):.1f} ({values[0]:.1f}–{values[-1]:.1f})'
+    return f'{statistics.median(values):.1f} ({values[0]:.1f}–{values[-1]:.1f})' if values else '–'
 
 
-def table(task: str, results: list[dict[str, Any]]) -> str:
+def table(segmentation: bool, results: list[dict[str, Any]]) -> str:
     """Markdown: one row per method, oracle and random pruning as the scale."""
     methods = list(dict.fromkeys(r['method'] for r in results))
+    shown = [(key, name) for key, name, _ in DETAILS[segmentation] if any(key in r for r in results)]
+    keys = [*(key for key, _, _ in METRICS[segmentation]), *(key for key, _ in shown)]
     values = {
-        (method, key): [r[key] for r in results if r['method'] == method]
+        (method, key): [r[key] for r in results if r['method'] == method and key in r]
         for method in methods
-        for key, _, _ in METRICS[task]
+        for key in keys
     }
-    kept = ('objects kept', 'background kept')
-    head = ['pruner', *(c for _, name, _ in METRICS[task] for c in (name, 'headroom recovered')), *kept]
+    head = ['pruner']
+    for _, name, _ in METRICS[segmentation]:
+        head += [name, 'headroom recovered']
+    head += [*(name for _, name in shown), 'object tokens kept', 'background kept']
     lines = [' | '.join(head), ' | '.join('---' for _ in head)]
     for method in methods:
         row = [method]
-        for key, _, _ in METRICS[task]:
+        for key, _, _ in METRICS[segmentation]:
             row += [spread(values[method, key]), headroom(values, method, key)]
+        for key, _ in shown:
+            row.append(f'{statistics.median(values[method, key]):.1f}' if values[method, key] else '–')
         routes = [r['routing'] for r in results if r['method'] == method and r['routing']]
         for part in ('object', 'background'):
-            row.append(f'{100 * statistics.median(r[part][-2] for r in routes):.0f} %' if routes else '100 %')
+            row.append(f'{100 * statistics.median(kept(r[part]) for r in routes):.0f} %' if routes else '100 %')
+        lines.append(' | '.join(row))
+    return '\n'.join(f'| {line} |' for line in lines)
+
+
+def kept(shares: list[float]) -> float:
+    """Share that reaches the second-to-last block: with Last Layer Fusion all are back in the last."""
+    return shares[-2]
+
+
+def class_table(results: list[dict[str, Any]]) -> str:
+    """Markdown: one row per class and, for each method, the median of its score and of the share of it kept."""
+    methods = list(dict.fromkeys(r['method'] for r in results))
+    names = list(dict.fromkeys(name for r in results for name in r['classes']))
+    lines = [' | '.join(['class', *methods]), ' | '.join('---' for _ in ['', *methods])]
+    for name in names:
+        row = [name]
+        for method in methods:
+            mine = [r for r in results if r['method'] == method]
+            scores = [r['classes'][name] for r in mine if name in r['classes']]
+            routes = [(r['routing'] or {}).get('classes', {}).get(name) for r in mine]
+            shares = [kept(route) for route in routes if route]
+            cell = f'{statistics.median(scores):.1f}' if scores else '–'
+            row.append(cell + (f' ({100 * statistics.median(shares):.0f} %)' if shares else ''))
         lines.append(' | '.join(row))
     return '\n'.join(f'| {line} |' for line in lines)
 
 
 def headroom(values: dict[tuple[str, str], list[float]], method: str, key: str) -> str:
     """(method − random) / (oracle − random), from the medians over the seeds."""
-    if ('random', key) not in values or ('oracle', key) not in values:
+    if not all(values.get((m, key)) for m in ('random', 'oracle', method)):
         return '–'
     low, high, own = (statistics.median(values[m, key]) for m in ('random', 'oracle', method))
     return f'{100 * (own - low) / (high - low):.0f} %' if high > low else '–'
 
 
+def report(args: argparse.Namespace, results: list[dict[str, Any]]) -> None:
+    """Write and print the tables of results."""
+    order = {method: i for i, method in enumerate(args.methods)}
+    results.sort(key=lambda r: (order[r['method']], r['seed']))
+    text = table(DATA[args.data].segmentation, results)
+    if any(r['classes'] for r in results):
+        text += '\n\nScore of each class, and the share of its tokens that is kept:\n\n' + class_table(results)
+    with whole_file(args.work_dir / 'table.md') as partial:
+        partial.write_text(text + '\n', encoding='utf-8')
+    write_json(args.work_dir / 'results.json', dict(command=' '.join(sys.argv), **shared_about(results)))
+    print('\n' + text + f'\n\nwritten to {args.work_dir}: table.md, results.json')
+
+
+def shared_about(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Machine and versions once where they are the same for all runs, otherwise left with each."""
+    first = results[0]['about']
+    if any(r['about'] != first for r in results):
+        return dict(results=results)
+    return dict(**first, results=[{k: v for k, v in r.items() if k != 'about'} for r in results])
+
+
+def finished(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Results of the runs that are finished, of the methods and seeds asked for."""
+    files = [args.work_dir / f'{method}-{seed}' / 'result.json' for seed in args.seeds for method in args.methods]
+    return [json.loads(file.read_text()) for file in files if file.is_file()]
+
+
 def main() -> None:
     args = parse_args()
-    # Seed by seed, so that whatever is finished first already compares all methods.
-    plan = [(method, seed) for seed in args.seeds for method in args.methods]
-    with plain_errors():
-        check_integer('--jobs', args.jobs)
-        for run in plan:
-            check_folder(args, *run)
-    print(f'{len(plan)} runs, {args.jobs} at a time, in {args.work_dir}', flush=True)
-    with ThreadPoolExecutor(args.jobs) as pool:
-        results = list(pool.map(lambda run: train_and_test(args, *run), plan))
-    results.sort(key=lambda r: args.methods.index(r['method']))
-    text = table(args.task, results)
-    (args.work_dir / 'table.md').write_text(text + '\n')
-    about = {**describe_machine(), 'threads': threads_of(args)}
-    write_json(args.work_dir / 'results.json', dict(command=' '.join(sys.argv), **about, results=results))
-    print('\n' + text + f'\n\nwritten to {args.work_dir}: table.md, results.json')
+    failed = []
+    if args.table:
+        results = finished(args)
+    else:
+        # Seed by seed, so that whatever is finished first already compares all methods.
+        with plain_errors():
+            plan = [plan_run(args, method, seed) for seed in args.seeds for method in args.methods]
+        print(f'{len(plan)} runs, {args.jobs} at a time, in {args.work_dir}', flush=True)
+
+        def attempt(run: Run) -> dict[str, Any] | None:
+            try:
+                return train_and_test(args, run)
+            except (RunError, OSError, ValueError) as error:
+                failed.append(str(error))
+                print(f'failed: {error}', flush=True)
+                return None
+
+        with ThreadPoolExecutor(args.jobs) as pool:
+            results = [result for result in pool.map(attempt, plan) if result]
+    if results:
+        report(args, results)
+    elif not failed:
+        sys.exit(f'compare.py: error: no finished run of these methods and seeds in {args.work_dir}')
+    if failed:
+        sys.exit(f'compare.py: error: {len(failed)} of {len(plan)} runs failed:\n' + '\n'.join(failed))
 
 
 if __name__ == '__main__':

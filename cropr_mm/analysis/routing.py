@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..models import CroprViT
 from ..models.cropr_vit import find_backbone
 from ..models.pruning.oracle import object_share
+from ..models.pruning.supervision.targets import class_shares, label_map
 
 KEPT = -1
 """In a map of exits: the token was never pruned."""
@@ -79,19 +81,23 @@ def routing_shares(
     model: nn.Module,
     batches: Iterable[dict[str, Any]],
     object_classes: Sequence[int] | None = None,
+    classes: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Share of the tokens on objects, and of those on background, that reach each block.
+    """Share of the tokens on objects, and of those on background, that reach each block; and of each class.
 
-    A token is on an object where objects cover at least half of its patch.
+    A token is on an object where objects cover at least half of its patch. It counts for each class by the share
+    of its patch that the class covers; what no instance covers counts for ``background``.
 
     Args:
         model: a model of mmseg or mmdet with a CroprViT, in evaluation mode.
         batches: a data loader whose data samples carry labels.
         object_classes: label values that are objects, for segmentation; None takes the instances' masks.
+        classes: names of the labels, in their order.
 
     Returns:
         ``object`` and ``background``: a list of shares, 0 to 1, one per block; ``object_tokens`` and
-        ``background_tokens``: how many there were; ``images``.
+        ``background_tokens``: how many there were; ``images``; ``classes``: name → such a list, and
+        ``class_tokens``: name → how many patches' worth of pixels there were, for each class that is there.
 
     Raises:
         ValueError: no labels, or no batch at all.
@@ -100,6 +106,9 @@ def routing_shares(
     depth = backbone.depth
     reached = torch.zeros(2, depth, dtype=torch.float64)
     total = torch.zeros(2, dtype=torch.float64)
+    names = [*classes, 'background']
+    class_reached = torch.zeros(len(names), depth, dtype=torch.float64)
+    class_total = torch.zeros(len(names), dtype=torch.float64)
     count = 0
     for batch in batches:
         _, exits, _, samples = predict_with_routing(model, batch)
@@ -107,11 +116,16 @@ def routing_shares(
         share = torch.stack([object_share(s, grid, backbone.patch_size, object_classes).cpu() for s in samples])
         exits = exits.flatten(1)
         exits = torch.where(exits == KEPT, depth, exits)
+        there = torch.stack([exits >= block for block in range(depth)], dim=-1)  # (B, patches, blocks)
+        if backbone.fusion:
+            there[..., -1] = True
         for row, group in enumerate((share >= 0.5, share < 0.5)):
             total[row] += group.sum()
-            for block in range(depth):
-                everyone = backbone.fusion and block == depth - 1
-                reached[row, block] += (group if everyone else group & (exits >= block)).sum()
+            reached[row] += there[group].sum(dim=0)
+        if classes:
+            covered = torch.stack([_covered(s, grid, backbone.patch_size, len(classes)).cpu() for s in samples])
+            class_total += covered.sum(dim=(0, 1))
+            class_reached += torch.einsum('bpc,bpd->cd', covered, there.to(covered))
         count += len(samples)
     if not count:
         raise ValueError('the data loader gave no batch')
@@ -122,7 +136,41 @@ def routing_shares(
         object_tokens=int(total[0]),
         background_tokens=int(total[1]),
         images=count,
+        classes={
+            name: (row / tokens).tolist() for name, row, tokens in zip(names, class_reached, class_total) if tokens > 0
+        },
+        class_tokens={name: float(tokens) for name, tokens in zip(names, class_total) if tokens > 0},
     )
+
+
+def _covered(sample: Any, grid: tuple[int, int], patch_size: int, num_classes: int) -> Tensor:
+    """Share of each patch that each class covers, (H * W, C + 1) float64; the last column is no instance's.
+
+    Instances of several classes may lie over the same pixels. Padding, and what has no label, is nobody's.
+    """
+    size = (grid[0] * patch_size, grid[1] * patch_size)
+    if 'gt_instances' in sample and 'masks' in sample.gt_instances:
+        masks, labels = sample.gt_instances.masks, sample.gt_instances.labels.cpu()
+        stack = torch.as_tensor(masks.to_ndarray() if hasattr(masks, 'to_ndarray') else masks).bool().cpu()
+        height, width = stack.shape[-2:] if len(stack) else sample.img_shape[:2]
+        planes = torch.zeros(num_classes + 1, height, width, dtype=torch.bool)
+        for label in set(labels.tolist()):
+            planes[label] = stack[labels == label].any(dim=0)
+        planes[-1] = ~planes[:-1].any(dim=0)
+        pixels = _at_batch_size(planes[None].float(), sample, size, 0)[0]
+        return F.avg_pool2d(pixels, patch_size).flatten(1).t().double()
+    label = label_map(sample, 'routing_shares').cpu().float()
+    label = _at_batch_size(label[None], sample, size, num_classes)[0, 0].long()
+    label = torch.where((label < 0) | (label > num_classes), num_classes, label)
+    return F.pad(class_shares(label, patch_size, num_classes, num_classes), (0, 1)).double()
+
+
+def _at_batch_size(pixels: Tensor, sample: Any, size: tuple[int, int], fill: float) -> Tensor:
+    """Labels (1, C, H, W) at the size of the padded image: test pipelines leave them at that of the file."""
+    meta = sample.metainfo
+    if 'img_shape' in meta and tuple(pixels.shape[-2:]) == tuple(meta.get('ori_shape', ())[:2]):
+        pixels = F.interpolate(pixels, size=tuple(meta['img_shape'][:2]), mode='nearest')
+    return F.pad(pixels, (0, size[1] - pixels.shape[-1], 0, size[0] - pixels.shape[-2]), value=fill)
 
 
 def routing_overlap(model: nn.Module, other: nn.Module, batches: Iterable[dict[str, Any]]) -> dict[int, float]:

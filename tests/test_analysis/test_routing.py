@@ -4,6 +4,7 @@ import pytest
 import torch
 from helpers import cropr, seg_sample, small_vit
 from mmengine.model import BaseModel
+from mmengine.structures import BaseDataElement, InstanceData
 
 from cropr_mm.analysis.routing import KEPT, record_routing, routing_overlap, routing_shares
 from cropr_mm.models.cropr_vit import find_backbone
@@ -60,6 +61,45 @@ def test_shares_of_objects_and_background():
     assert shares['object'][:4] == [min(1, n / 12) for n in left.tolist()]
     assert shares['background'][:4] == pytest.approx([max(0, n - 12) / 24 for n in left.tolist()])
     assert shares['object'][4] == shares['background'][4] == 1  # Last Layer Fusion brings all back
+
+
+def test_shares_of_classes_by_hand():
+    model = Segmentor(PRUNING).eval()
+    for pruner in model.backbone.pruners.values():
+        pruner.score = lambda tokens, context: -tokens.position.float()  # the upper rows are kept
+    label = torch.full((24, 24), 255)
+    label[:8], label[8:10] = 1, 0  # class 1: two rows of patches; class 0: half of the next
+    batch = dict(inputs=torch.randn(1, 3, 24, 24), data_samples=[seg_sample(label)])
+    shares = routing_shares(model, [batch], object_classes=[1], classes=['thin', 'wide', 'absent'])
+    left = (36 - torch.tensor([0, *model.backbone.schedule.counts((6, 6), 1)]).cumsum(0)).tolist()
+    assert shares['class_tokens'] == {'thin': 3, 'wide': 12}
+    assert shares['classes']['wide'][:4] == pytest.approx([min(1, n / 12) for n in left])
+    assert shares['classes']['thin'][:4] == pytest.approx([min(1, max(0, n - 12) / 6) for n in left])
+    assert shares['classes']['wide'][4] == 1
+
+
+def test_instances_may_share_pixels_and_the_rest_is_background():
+    model = Segmentor(PRUNING).eval()
+    for pruner in model.backbone.pruners.values():
+        pruner.score = lambda tokens, context: -tokens.position.float()
+    masks = torch.zeros(3, 24, 24)
+    masks[0, :4] = masks[1, :8] = masks[2, :2] = 1
+    sample = BaseDataElement(
+        gt_instances=InstanceData(masks=masks, labels=torch.tensor([0, 1, 0])), metainfo=dict(img_shape=(24, 24))
+    )
+    shares = routing_shares(model, [dict(inputs=torch.randn(1, 3, 24, 24), data_samples=[sample])], None, ['a', 'b'])
+    assert shares['class_tokens'] == {'a': 6, 'b': 12, 'background': 24}
+    assert shares['classes']['background'] == pytest.approx(shares['background'])
+
+
+def test_labels_at_the_size_of_the_file_count_at_that_of_the_batch():
+    label = torch.zeros(48, 48, dtype=torch.long)
+    label[:16] = 1
+    sample = seg_sample(label)
+    sample.set_metainfo(dict(ori_shape=(48, 48), img_shape=(24, 24)))
+    batch = dict(inputs=torch.randn(1, 3, 24, 24), data_samples=[sample])
+    shares = routing_shares(Segmentor(None).eval(), [batch], object_classes=[1], classes=['rest', 'top'])
+    assert shares['class_tokens'] == {'rest': 24, 'top': 12}
 
 
 def test_dense_models_keep_all():

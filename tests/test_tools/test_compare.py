@@ -1,82 +1,287 @@
-"""The comparison's table and its variants; the runs themselves are those of tools/train.py."""
+"""The comparison's methods, table and plan; the runs themselves are those of tools/train.py."""
 
-import argparse
-import runpy
+import importlib.util
+import json
+import subprocess
+import sys
 
 import pytest
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 
+from cropr_mm.analysis.methods import CHANGES, GROUPS, PRUNERS, apply_method, own_method, schedule_of
 from cropr_mm.cli.model import build_model
 
-from .conftest import ROOT
+from .conftest import CONFIGS, ROOT
 
-compare = runpy.run_path(str(ROOT / 'tools' / 'compare.py'), run_name='compare')
+spec = importlib.util.spec_from_file_location('compare', ROOT / 'tools' / 'compare.py')
+compare = sys.modules['compare'] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(compare)
+
+HEADS = {'sample-seg': 'fcn', 'sample-det': 'mask-rcnn'}
+FILES = sorted(CONFIGS.glob('*.py'))
 
 
-def result(method, seed, value, kept):
+def arguments(data='sample-seg', *more):
+    return compare.parse_args([data, *map(str, more)])
+
+
+def result(method, seed, value, kept, **scores):
     routing = None if kept is None else dict(object=[1.0, kept, 1.0], background=[1.0, kept / 2, 1.0])
-    return dict(method=method, seed=seed, mIoU=value, routing=routing)
+    if kept is not None:
+        routing['classes'] = dict(sign=[1.0, kept / 4, 1.0])
+    return dict(method=method, seed=seed, mIoU=value, routing=routing, classes=scores, object_IoU=value / 2)
 
 
 def test_the_table_by_hand():
     runs = [('dense', 80, None), ('oracle', 70, 1.0), ('random', 50, 0.2), ('cropr', 65, 0.9)]
     results = [result(m, seed, value + seed, kept) for m, value, kept in runs for seed in (0, 2, 1)]
-    assert compare['table']('seg', results).splitlines() == [
-        '| pruner | mIoU | headroom recovered | objects kept | background kept |',
-        '| --- | --- | --- | --- | --- |',
-        '| dense | 81.0 (80.0–82.0) | 150 % | 100 % | 100 % |',
-        '| oracle | 71.0 (70.0–72.0) | 100 % | 100 % | 50 % |',
-        '| random | 51.0 (50.0–52.0) | 0 % | 20 % | 10 % |',
-        '| cropr | 66.0 (65.0–67.0) | 75 % | 90 % | 45 % |',
+    assert compare.table(True, results).splitlines() == [
+        '| pruner | mIoU | headroom recovered | object IoU | object tokens kept | background kept |',
+        '| --- | --- | --- | --- | --- | --- |',
+        '| dense | 81.0 (80.0–82.0) | 150 % | 40.5 | 100 % | 100 % |',
+        '| oracle | 71.0 (70.0–72.0) | 100 % | 35.5 | 100 % | 50 % |',
+        '| random | 51.0 (50.0–52.0) | 0 % | 25.5 | 20 % | 10 % |',
+        '| cropr | 66.0 (65.0–67.0) | 75 % | 33.0 | 90 % | 45 % |',
     ]
 
 
 def test_without_the_scale_there_is_no_headroom():
-    assert '| – |' in compare['table']('seg', [result('cropr', 0, 65.0, 0.9)])
+    assert '| – |' in compare.table(True, [result('cropr', 0, 65.0, 0.9)])
 
 
-def build_variant(task, method):
-    """Config and model of a method with its changes."""
-    cfg = Config.fromfile(str(compare['config_of'](task, method)))
-    changes = (change.format(neck=compare['NECKS'][task]) for change in compare['VARIANTS'][method][1])
-    cfg.merge_from_dict({k: DictAction._parse_iterable(v) for k, v in (change.split('=', 1) for change in changes)})
-    return cfg, build_model(cfg)
+def test_the_table_of_classes_by_hand():
+    results = [result('dense', 0, 80, None, sign=40, road=90), result('cropr', 0, 70, 0.8, sign=30, road=90)]
+    assert compare.class_table(results).splitlines() == [
+        '| class | dense | cropr |',
+        '| --- | --- | --- |',
+        '| sign | 40.0 | 30.0 (20 %) |',
+        '| road | 90.0 | 90.0 |',
+    ]
 
 
-@pytest.mark.parametrize('task, library', [('seg', 'mmseg'), ('det', 'mmdet')])
-@pytest.mark.parametrize('method', compare['RETURNING'])
-def test_ways_to_bring_tokens_back_change_what_they_are_named_for(task, library, method, data_folder):
+@pytest.mark.parametrize('file', FILES, ids=lambda file: file.stem)
+def test_methods_are_what_their_config_files_say(file):
+    head, name = file.stem.split('_')[:2]
+    data = next(d for d, h in HEADS.items() if h == head)
+    pytest.importorskip('mmseg' if head == 'fcn' else 'mmdet')
+    mine = compare.config_of(arguments(data), name.replace('-vit', '')).to_dict()
+    theirs = Config.fromfile(str(file)).to_dict()
+    for key in ('model', 'custom_hooks', 'train_cfg', 'param_scheduler', 'optim_wrapper', 'train_dataloader'):
+        assert mine.get(key) == theirs.get(key), key
+
+
+@pytest.fixture(scope='module')
+def base():
+    return {data: Config.fromfile(str(CONFIGS / f'{head}_cropr-vit_sample.py')) for data, head in HEADS.items()}
+
+
+def change(base, data, method):
+    cfg = Config(base[data].to_dict())
+    apply_method(cfg, method)
+    return cfg
+
+
+@pytest.mark.parametrize('data, library', [('sample-seg', 'mmseg'), ('sample-det', 'mmdet')])
+@pytest.mark.parametrize('method', GROUPS['returning'])
+def test_ways_to_bring_tokens_back_change_what_they_are_named_for(data, library, method, base, data_folder):
     pytest.importorskip(library)
-    cfg, model = build_variant(task, method)
-    neck = model.neck if task == 'seg' else model.neck[0]
+    cfg = change(base, data, method)
+    model = build_model(cfg)
+    neck = model.neck if data == 'sample-seg' else model.neck[0]
     plain = method == 'cropr-no-curriculum'
     assert cfg.custom_hooks[0].ramp == (0 if plain else 0.5)
     assert model.backbone.fusion == plain and model.backbone.schedule.blocks == (0, 1, 2, 3, 4, 5)
     assert neck.fill == {'cropr-zero': 'zero', 'cropr-mask-token': 'mask_token'}.get(method, 'exit')
 
 
-@pytest.mark.parametrize('method', compare['CHEAPER'])
-def test_cheaper_auxiliary_sides_change_what_they_are_named_for(method, data_folder):
+@pytest.mark.parametrize('method', GROUPS['cheaper'])
+def test_cheaper_auxiliary_sides_change_what_they_are_named_for(method, base, data_folder):
     pytest.importorskip('mmseg')
-    cfg, model = build_variant('seg', method)
+    cfg = change(base, 'sample-seg', method)
+    model = build_model(cfg)
     assert cfg.model.backbone.pruning.get('aux_share', 1) == (0.5 if method.endswith('half') else 1)
     queries = {'cropr-half': 1, 'cropr-patch-stride2': 36, 'cropr-patch-stride4': 9}.get(method, 144)
     assert len(next(model.backbone.pruners.children()).queries) == queries
 
 
-@pytest.mark.parametrize('task', ['seg', 'det'])
-def test_every_method_has_a_config(task):
-    assert all(compare['config_of'](task, method).is_file() for method in compare['METHODS'][task])
+@pytest.mark.parametrize('pruner', ['random', 'cropr', 'cropr-multilabel'])
+@pytest.mark.parametrize(
+    'setting, blocks, left',
+    [
+        ('', (0, 1, 2, 3, 4, 5), 24),
+        ('-50', (0, 1, 2, 3, 4, 5), 72),
+        ('-75', (0, 1, 2, 3, 4, 5), 40),  # 37 with the [CLS] token, the nearest multiple of 8
+        ('-stages3', (1, 3, 5), 24),
+        ('-stages3-50', (1, 3, 5), 72),
+        ('-50-stages3-exit', (1, 3, 5), 72),
+        ('-exit', (0, 1, 2, 3, 4, 5), 24),
+    ],
+)
+def test_rates_and_stages_keep_what_they_are_named_for(pruner, setting, blocks, left, base):
+    cfg = change(base, 'sample-seg', pruner + setting)
+    schedule = schedule_of(cfg)
+    assert schedule.blocks == blocks and 145 - sum(schedule.counts((12, 12), 1)) == left
+    assert (schedule.fusion is None) == ('exit' in setting)
+    expected = dict(random='RandomPruner', cropr='DifficultyPruner').get(pruner, 'CroprPruner')
+    assert cfg.model.backbone.pruning.pruner.type == expected
+
+
+@pytest.mark.parametrize('keep', [{1: 0.5, 5: 0.25}, {'1': 0.5, '5': 0.25}])
+def test_a_stepwise_config_is_changed_as_well(keep, base):
+    cfg = Config(base['sample-seg'].to_dict())
+    cfg.merge_from_dict({'model.backbone.pruning': dict(rate=None, keep=keep)})
+    apply_method(cfg, 'cropr-stages3')
+    schedule = schedule_of(cfg)
+    assert schedule.blocks == (1, 3, 5) and 145 - sum(schedule.counts((12, 12), 1)) == 40
+
+
+def test_every_group_is_of_methods_that_are_there(base):
+    for data in ('sample-seg', 'sample-det'):
+        for method in arguments(data, '--methods', *GROUPS).methods:
+            if method != 'dense':
+                change(base, data, method)
+    assert 'cropr-patch' not in arguments('det').methods and 'cropr-patch' in arguments('seg').methods
+
+
+@pytest.mark.parametrize('method', ['croprr', 'cropr-', 'cropr-5', 'random-50x', 'dense-50', ''])
+def test_an_unknown_method_is_refused(method, capsys):
+    with pytest.raises(SystemExit, match='is unknown; valid are dense, the pruners cropr, random'):
+        arguments('seg', '--methods', method)
+
+
+def test_what_does_not_fit_the_data_is_said(base):
+    with pytest.raises(ValueError, match='cropr-patch learns from label maps'):
+        change(base, 'sample-det', 'cropr-patch')
+    cfg = Config(base['sample-seg'].to_dict())
+    cfg.object_classes = None
+    with pytest.raises(ValueError, match='object_classes is not in the config'):
+        apply_method(cfg, 'oracle')
+    cfg = change(base, 'sample-seg', 'random')
+    with pytest.raises(ValueError, match=r'pruner\.num_classes is not in the config'):
+        apply_method(cfg, 'cropr-multilabel')
+
+
+def test_a_method_of_ones_own():
+    assert own_method('wide=x=1') == ('wide', 'cropr', ['x=1'])
+    assert own_method('wide=cropr-patch a.b=2 c="x y"') == ('wide', 'cropr-patch', ['a.b=2', 'c=x y'])
+    args = arguments('seg', '--method', 'wide=random custom_hooks.0.ramp=0.9')
+    assert args.methods == ['wide']
+    cfg = compare.config_of(args, 'wide')
+    assert cfg.custom_hooks[0].ramp == 0.9 and cfg.model.backbone.pruning.pruner.type == 'RandomPruner'
+
+
+@pytest.mark.parametrize('text', ['wide', 'wide=', '=a=1', 'a/b=x=1', 'wide=random', 'wide=random x', 'wide=what x=1'])
+def test_a_method_of_another_form_is_refused(text):
+    with pytest.raises(ValueError, match=r'is expected|is unknown'):
+        own_method(text)
+
+
+@pytest.mark.parametrize('name', ['random', 'cropr-50', 'dense', 'pruners'])
+def test_names_that_are_taken_are_refused(name):
+    with pytest.raises(ValueError, match='is there already'):
+        own_method(f'{name}=a=1')
+
+
+def test_options_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"'custom_hooks\.7\.ramp=0' does not fit"):
+        compare.config_of(arguments('seg', '--cfg-options', 'custom_hooks.7.ramp=0'), 'cropr')
+
+
+def test_pruners_and_changes_do_not_clash():
+    """Else a name could be read in two ways."""
+    assert not {f'{p}-{c}' for p in PRUNERS for c in CHANGES} & set(PRUNERS)
 
 
 def test_a_folder_of_other_settings_is_refused(tmp_path):
-    args = argparse.Namespace(task='seg', work_dir=tmp_path, cfg_options=[])
-    check, folder = compare['check_folder'], tmp_path / 'cropr-exit-0'
-    check(args, 'cropr-exit', 0)
+    def plan(*more):
+        return compare.plan_run(arguments('seg', '--work-dir', tmp_path, *more), 'cropr-exit', 0)
+
+    folder = tmp_path / 'cropr-exit-0'
+    digest = plan().digest
     folder.mkdir()
     with pytest.raises(ValueError, match='cropr-exit-0: was run with another config'):
-        check(args, 'cropr-exit', 0)
-    (folder / 'plan').write_text(compare['digest'](args, 'cropr-exit', 0))
-    check(args, 'cropr-exit', 0)
-    with pytest.raises(ValueError, match='was run with another config'):
-        check(argparse.Namespace(**{**vars(args), 'cfg_options': ['train_cfg.max_iters=9']}), 'cropr-exit', 0)
+        plan()
+    (folder / 'plan').write_text(digest)
+    plan()
+    for other in (['--cfg-options', 'train_cfg.max_iters=9'], ['--amp']):
+        with pytest.raises(ValueError, match='was run with another config'):
+            plan(*other)
+
+
+@pytest.fixture
+def tools(monkeypatch):
+    """tools/train.py fails with seed 1 and otherwise leaves what a training leaves."""
+    calls = []
+
+    def call(command, stdout, env, **_):
+        tool, config, *more = command[1].split('/')[-1], *command[2:]
+        cfg = Config.fromfile(config)
+        calls.append((tool, cfg, more))
+        if tool == 'analyze_routing.py':
+            shares = dict(object=[1, 0.5, 1], background=[1, 0.2, 1], classes={})
+            compare.write_json(more[more.index('--json') + 1], shares)
+            return 0
+        if cfg.randomness.seed == 1:
+            stdout.write('something\ntrain.py: error: no memory\n')
+            return 1
+        folder = compare.Path(more[1])
+        (folder / 'last_checkpoint').write_text(f'{folder}/iter.pth')
+        (folder / '0' / 'vis_data').mkdir(parents=True)
+        classes = {'IoU.sand': 90.0, 'IoU.red circle': 30.0, 'IoU.blue star': 50.0, 'IoU.grass': float('nan')}
+        lines = [dict(loss=1, time=0.5), {'mIoU': 50.0, **classes}]
+        text = ''.join(json.dumps(line) + '\n' for line in lines) + '{"half'
+        (folder / '0' / 'vis_data' / 'scalars.json').write_text(text)
+        return 0
+
+    monkeypatch.setattr(subprocess, 'call', call)
+    return calls
+
+
+def run(monkeypatch, *more):
+    monkeypatch.setattr(sys, 'argv', ['tools/compare.py', *map(str, more)])
+    compare.main()
+
+
+def test_a_run_that_fails_does_not_stop_the_others(tools, tmp_path, monkeypatch, capsys):
+    argv = ('seg', '--methods', 'cropr-retrofit', '--seeds', 0, 1, 2, '--jobs', 2, '--work-dir', tmp_path, '--amp')
+    with pytest.raises(SystemExit, match=r'1 of 3 runs failed:\ndense, seed 1: tools/train\.py ended .*no memory'):
+        run(monkeypatch, *argv)
+    content = json.loads((tmp_path / 'results.json').read_text())
+    assert [(r['method'], r['seed']) for r in content['results']] == [('cropr-retrofit', 0), ('cropr-retrofit', 2)]
+    assert content['command'].startswith('tools/compare.py seg') and 'torch' in content and content['amp']
+    assert content['results'][0]['mIoU'] == 50 and content['results'][0]['seconds_per_iteration'] == 0.5
+    retrofits = [more for tool, cfg, more in tools if tool == 'train.py' and cfg.get('custom_hooks')]
+    assert f'load_from={tmp_path}/dense-0/iter.pth' in retrofits[0] + retrofits[1]
+    assert all('--amp' in more for tool, _, more in tools if tool == 'train.py')
+
+    tools.clear()  # what is finished is not repeated
+    with pytest.raises(SystemExit):
+        run(monkeypatch, *argv)
+    assert {cfg.randomness.seed for _, cfg, _ in tools} == {1}
+    tools.clear()
+    capsys.readouterr()
+    run(monkeypatch, 'seg', '--methods', 'dense', 'cropr-retrofit', '--work-dir', tmp_path, '--table')
+    assert not tools and '| cropr-retrofit | 50.0 (50.0–50.0) |' in capsys.readouterr().out
+
+
+def test_objects_and_classes_are_read_from_the_log(tools, tmp_path, monkeypatch):
+    run(monkeypatch, 'seg', '--methods', 'cropr', '--seeds', 0, '--work-dir', tmp_path)
+    mine = json.loads((tmp_path / 'cropr-0' / 'result.json').read_text())
+    assert mine['classes'] == {'sand': 90.0, 'red circle': 30.0, 'blue star': 50.0}
+    assert mine['object_IoU'] == 40.0
+
+
+@pytest.mark.parametrize('routing, counted', [('first', {3}), ('all', {3, 0})])
+def test_tokens_are_counted_of_the_first_seed_or_of_all(routing, counted, tools, tmp_path, monkeypatch, capsys):
+    argv = ('seg', '--methods', 'dense', 'cropr', '--seeds', 3, 0, '--work-dir', tmp_path, '--routing', routing)
+    run(monkeypatch, *argv)
+    assert {cfg.randomness.seed for tool, cfg, _ in tools if tool == 'analyze_routing.py'} == counted
+    results = json.loads((tmp_path / 'results.json').read_text())['results']
+    assert len(results) == 4
+    assert {r['seed'] for r in results if r['routing'] and r['method'] == 'cropr'} == counted
+    assert '| cropr | 50.0 (50.0–50.0) | – | 40.0 | 50 % | 20 % |' in capsys.readouterr().out
+
+
+def test_without_a_finished_run_there_is_no_table(tmp_path, monkeypatch):
+    with pytest.raises(SystemExit, match='no finished run'):
+        run(monkeypatch, 'camvid', '--table', '--work-dir', tmp_path)
