@@ -11,6 +11,7 @@ __all__ = [
     'CLASSES',
     'METAINFO',
     'PALETTE',
+    'PHOTO_CHECKPOINT',
     'SAMPLE_CHECKPOINT',
     'STUFF',
     'THINGS',
@@ -24,3 +25,6 @@ __all__ = [
 
 SAMPLE_CHECKPOINT = str(Path(__file__).with_name('sample_vit.safetensors'))
 """Small dense ViT (1.6 M parameters, half precision) that the sample configs start from: tools/pretrain_sample.py."""
+
+PHOTO_CHECKPOINT = str(Path(__file__).with_name('photo_vit.safetensors'))
+"""The same, pre-trained on photographs, for the configs on real images: tools/pretrain_sample.py --photos."""

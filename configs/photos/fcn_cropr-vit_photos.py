@@ -1,0 +1,4 @@
+# Cropr, 40 of 257 tokens kept before the last block; it keeps what a linear classifier cannot name yet.
+_base_ = './fcn_dense-vit_photos.py'
+model = dict(backbone=dict(pruning=dict(pruner=dict(type='DifficultyPruner', num_classes=14), target_ratio=0.86)))
+custom_hooks = [dict(type='CroprHook', ramp=0.5)]

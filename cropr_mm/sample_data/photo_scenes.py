@@ -1,0 +1,200 @@
+"""Scenes of real pixels: photographs of single objects pasted on pieces of road scenes.
+
+As with the drawn scenes, the objects gain from depth and the stuff does not: what a road, a wall or the sky is, one
+patch shows; whether a photograph shows a cat or a dog takes all of it, and its own background belongs to it.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+
+from .photos import PHOTO_THINGS, read_photos
+from .sample import write_scenes
+from .scenes import Scene
+from .textures import smooth_noise
+
+__all__ = ['PHOTO_CLASSES', 'PHOTO_PALETTE', 'PHOTO_STUFF', 'PhotoScenes', 'write_photo_scenes']
+
+PHOTO_STUFF = ('sky', 'building', 'road', 'tree')
+"""CamVid's large classes; what else is in a background is void."""
+
+PHOTO_CLASSES = PHOTO_STUFF + PHOTO_THINGS
+
+PHOTO_PALETTE = (
+    *((128, 128, 128), (128, 64, 0), (128, 64, 128), (64, 128, 0)),
+    *((70, 160, 255), (255, 40, 40), (255, 220, 60), (255, 120, 200), (190, 120, 60)),
+    *((120, 60, 255), (60, 220, 60), (230, 150, 90), (30, 60, 200), (255, 140, 0)),
+)
+"""One RGB colour per class, to draw predictions with."""
+
+_CAMVID = {0: 0, 1: 1, 3: 2, 5: 3}  # label in CamVid → stuff class
+_VOID = 255
+_SPLITS = {'training': ('train', ('train',), 0), 'validation': ('test', ('test',), 1)}
+SIDE = (20, 31)
+"""Side of a pasted photograph in pixels, about that at which it was taken."""
+PIECE = (1.0, 1.8)
+"""Side of the piece of a road scene that becomes a background, as a multiple of the scene's."""
+PASTED = 0.8
+"""The photographs of CIFAR-10's training split from here on are pasted; those before are there to pre-train on."""
+
+
+class PhotoScenes:
+    """Draws scenes of one split; the photographs and the road scenes are read once.
+
+    Args:
+        cifar10: folder as :func:`~cropr_mm.sample_data.photos.read_photos` reads it.
+        camvid: folder with ``images/{train,val,test}`` and ``labels/{train,val,test}``, as
+            ``tools/dataset_converters/camvid.py`` writes it.
+        split: ``'training'``: the last fifth of CIFAR-10's training split on CamVid's training images.
+            ``'validation'``: its test split on CamVid's test images.
+        seed: another seed gives other scenes.
+        size: side of the scenes in pixels.
+
+    Raises:
+        FileNotFoundError: images are missing.
+        ValueError: ``size`` is too large for the road scenes.
+    """
+
+    def __init__(self, cifar10: str | Path, camvid: str | Path, split: str, seed: int = 0, size: int = 64) -> None:
+        photos, places, self.stream = _SPLITS[split]
+        self.seed, self.size = seed, size
+        self.photos, self.classes = read_photos(cifar10, photos, PASTED if photos == 'train' else 0.0)
+        self.places = [pair for place in places for pair in _read_places(Path(camvid), place)]
+        shortest = min(min(labels.shape) for _, labels in self.places)
+        if int(PIECE[1] * size) > shortest:
+            raise ValueError(
+                f'size={size}; at most {int(shortest / PIECE[1])} is expected: backgrounds are pieces of up to '
+                f'{PIECE[1]} times that side, and an image in {camvid} has {shortest} pixels'
+            )
+
+    def __call__(self, index: int) -> Scene:
+        """Draw scene ``index``: the same arguments give the same scene, to the byte."""
+        rng = np.random.default_rng([self.seed, self.stream, index])
+        canvas, labels = self._background(rng)
+        masks: list[np.ndarray] = []
+        wholes: list[int] = []
+        categories: list[int] = []
+        for _ in range(int(rng.integers(1, 1 + max(2, self.size**2 // 2000)))):
+            which = int(rng.integers(len(self.photos)))
+            side = round(rng.uniform(*SIDE))
+            for _ in range(10):  # look for a place that leaves most of the earlier photographs visible
+                top, left = (int(rng.integers(-side // 8, self.size - side + side // 8 + 1)) for _ in range(2))
+                cover = self._cover(rng, side, top, left)
+                mask = cover >= 0.5
+                if all((m & ~mask).sum() >= 0.6 * whole for m, whole in zip(masks, wholes)):
+                    break
+            else:
+                continue
+            masks = [m & ~mask for m in masks] + [mask]
+            wholes.append(int(mask.sum()))
+            categories.append(int(self.classes[which]))
+            self._paste(rng, canvas, self.photos[which], cover, side, top, left)
+            labels[mask] = len(PHOTO_STUFF) + categories[-1]
+        image = np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
+        return Scene(image, labels, np.array(masks, bool).reshape(-1, self.size, self.size), tuple(categories))
+
+    def _background(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """A piece of a road scene in which the large classes fill most of the pixels, mirrored or not."""
+        from PIL import Image
+
+        best: tuple[float, np.ndarray, np.ndarray] | None = None
+        for _ in range(20):
+            image, labels = self.places[int(rng.integers(len(self.places)))]
+            side = int(rng.uniform(*PIECE) * self.size)
+            top, left = (int(rng.integers(length - side + 1)) for length in labels.shape)
+            piece = (slice(top, top + side), slice(left, left + side))
+            share = float((labels[piece] != _VOID).mean())
+            if best is None or share > best[0]:
+                best = share, image[piece], labels[piece]
+            if share >= 0.95:
+                break
+        assert best is not None
+        pixels = Image.fromarray(best[1]).resize((self.size,) * 2, Image.Resampling.BILINEAR)
+        classes = Image.fromarray(best[2]).resize((self.size,) * 2, Image.Resampling.NEAREST)
+        step = -1 if rng.random() < 0.5 else 1
+        return np.asarray(pixels, np.float32)[:, ::step].copy(), np.asarray(classes)[:, ::step].copy()
+
+    def _cover(self, rng: np.random.Generator, side: int, top: int, left: int) -> np.ndarray:
+        """How much of each pixel a photograph covers, (S, S) float32: between square and disc, with a soft edge."""
+        power, edge, turn = rng.uniform(2.5, 8), rng.uniform(0.5, 2.5), rng.uniform(0, 2 * math.pi)
+        y, x = np.mgrid[: self.size, : self.size].astype(np.float32)
+        y, x = (2 * (y - top + 0.5) / side - 1), (2 * (x - left + 0.5) / side - 1)
+        radius = (np.abs(x) ** power + np.abs(y) ** power) ** (1 / power)
+        radius = radius * (1 + 0.06 * np.sin(3 * np.arctan2(y, x) + turn))
+        return np.clip((0.97 - radius) * side / 2 / edge + 0.5, 0, 1)
+
+    def _paste(
+        self,
+        rng: np.random.Generator,
+        canvas: np.ndarray,
+        photo: np.ndarray,
+        cover: np.ndarray,
+        side: int,
+        top: int,
+        left: int,
+    ) -> None:
+        """Blend a photograph in, mirrored or not, its light drawn towards that of the place."""
+        from PIL import Image
+
+        step = -1 if rng.random() < 0.5 else 1
+        resized = Image.fromarray(np.ascontiguousarray(photo[:, ::step])).resize((side, side), Image.Resampling.BICUBIC)
+        pixels = np.zeros_like(canvas)
+        rows = slice(max(top, 0), min(top + side, self.size))
+        columns = slice(max(left, 0), min(left + side, self.size))
+        pixels[rows, columns] = np.asarray(resized, np.float32)[
+            rows.start - top : rows.stop - top, columns.start - left : columns.stop - left
+        ]
+        inside = cover > 0
+        light = rng.uniform(0, 0.4) * (canvas[inside].mean() - pixels[inside].mean())
+        shade = 1 + 0.1 * smooth_noise(rng, self.size, (48, 48))
+        pixels = (pixels + light) * shade[..., None]
+        canvas += cover[..., None] * (pixels - canvas)
+
+
+def _read_places(root: Path, split: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Images (H, W, 3) uint8 RGB of a split of CamVid and their stuff classes (H, W) uint8, 255 elsewhere."""
+    from PIL import Image
+
+    table = np.full(256, _VOID, np.uint8)
+    table[list(_CAMVID)] = list(_CAMVID.values())
+    pairs = []
+    for file in sorted((root / 'images' / split).glob('*')):
+        labels = table[np.asarray(Image.open(root / 'labels' / split / f'{file.stem}.png'))]
+        pairs.append((np.asarray(Image.open(file).convert('RGB')), labels))
+    if not pairs:
+        raise FileNotFoundError(
+            f'{root / "images" / split}: no images; CamVid as tools/dataset_converters/camvid.py writes it is expected'
+        )
+    return pairs
+
+
+def write_photo_scenes(
+    out: str | Path,
+    cifar10: str | Path,
+    camvid: str | Path,
+    train: int = 4000,
+    val: int = 400,
+    seed: int = 0,
+    size: int = 64,
+    progress: bool = True,
+) -> Path:
+    """Write scenes of real pixels, laid out as the sample data, or return at once where they are there already.
+
+    Args:
+        cifar10, camvid: see :class:`PhotoScenes`.
+        out, train, val, seed, size, progress: see :func:`~cropr_mm.sample_data.write_sample_data`.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        ValueError, FileExistsError: as of :func:`~cropr_mm.sample_data.write_sample_data`.
+        ValueError, FileNotFoundError: as of :class:`PhotoScenes`.
+    """
+    asked = dict(kind='photo scenes', train=train, val=val, seed=seed, size=size)
+    return write_scenes(
+        out, asked, lambda split: PhotoScenes(cifar10, camvid, split, seed, size), PHOTO_THINGS, progress
+    )
