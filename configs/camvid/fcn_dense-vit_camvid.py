@@ -1,0 +1,34 @@
+# The dense ViT with a linear head: what the pruned ones are measured against.
+_base_ = [
+    'mmseg::_base_/models/fcn_r50-d8.py',
+    '../_base_/photo_vit.py',
+    '../_base_/datasets/camvid.py',
+    '../_base_/sample_runtime.py',
+]
+patch_size = 6  # 40 × 40 tokens of a crop; the weights' patch embedding is resized to it on loading
+# Share of each class in the labelled pixels to the power of -0.5, scaled to a mean over these pixels of 1. The loss is
+# left unreduced, so mmengine averages it: mmsegmentation's own mean with class weights fails on unlabelled pixels.
+class_weight = [0.88, 0.75, 3.67, 0.64, 1.69, 1.16, 3.35, 3.35, 1.49, 4.39, 6.70]
+loss = dict(type='CrossEntropyLoss', use_sigmoid=False, class_weight=class_weight, reduction='none')
+head = dict(in_channels=128, channels=128, in_index=0, num_convs=0, concat_input=False, dropout_ratio=0.0)
+model = dict(
+    data_preprocessor=dict(mean=[127.5] * 3, std=[58.0] * 3, size=_base_.crop_size),
+    pretrained=None,
+    backbone=dict(_delete_=True, **{**_base_.backbone, 'img_size': 240, 'patch_size': patch_size}),
+    neck=dict(type='TokenReinsertion'),
+    decode_head=dict(num_classes=11, norm_cfg=None, loss_decode=loss, **head),
+    auxiliary_head=None,
+    test_cfg=dict(mode='slide', crop_size=_base_.crop_size, stride=(120, 240)),  # 2 × 2 crops
+)
+max_iters = 1500
+train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
+optim_wrapper = dict(
+    optimizer=dict(lr=5e-4),
+    paramwise_cfg=dict(custom_keys={key: dict(lr_mult=4) for key in ('pruners', 'neck', 'head')}),
+)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
+    dict(type='CosineAnnealingLR', by_epoch=False, begin=100, end=max_iters),
+]
+visualizer = dict(type='SegLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')], name='visualizer')
+default_hooks = dict(checkpoint=dict(interval=max_iters), visualization=dict(type='SegVisualizationHook'))
