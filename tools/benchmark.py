@@ -119,10 +119,11 @@ def weights_for(args: argparse.Namespace) -> dict[str, Tensor] | None:
     return {remove_prefix(k, 'backbone.'): v for k, v in weights.items() if k.startswith('backbone.')} or weights
 
 
-def build(cfg: Config, whole: bool, pruning: dict[str, Any] | None) -> nn.Module:
+def build(cfg: Config, whole: bool, pruning: dict[str, Any] | None, device: str) -> nn.Module:
     settings = cfg.model.backbone.to_dict()
     if not whole:
-        return MODELS.build({**settings, 'pruning': pruning})
+        with torch.device(device):  # where initial values are drawn sooner
+            return MODELS.build({**settings, 'pruning': pruning})
     cfg = Config(cfg.to_dict())
     cfg.model.backbone.pruning = pruning
     return build_model(cfg)
@@ -186,7 +187,7 @@ def main() -> None:
             register_library(cfg)
         backbone = cfg.model.backbone
         variants = build_variants(
-            lambda pruning: build(cfg, args.whole_model, pruning),
+            lambda pruning: build(cfg, args.whole_model, pruning, args.device),
             backbone.pruning,
             args.variants,
             args.num_classes,

@@ -34,6 +34,20 @@ def describe_machine(device: str = 'cpu') -> dict[str, Any]:
     )
 
 
+def check_device(key: str, device: str) -> str:
+    """The name of a device, where there is one of this name.
+
+    Raises:
+        ValueError: there is none; the message names the key.
+    """
+    try:
+        torch.zeros(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # a PyTorch without CUDA asserts that it has it
+        reason = str(error).splitlines()[0]
+        raise ValueError(f'{key}={device!r}: {reason}; cpu, or cuda with a GPU and its driver, is expected') from error
+    return device
+
+
 def _processor() -> str:
     info = Path('/proc/cpuinfo')
     lines = info.read_text().splitlines() if info.is_file() else []

@@ -15,6 +15,7 @@ from ..models import CroprViT
 from ..models.cropr_vit import find_backbone
 from .figures import save_figure
 from .flops import count_flops, pruned_ratio, tokens_per_block
+from .machine import check_device
 from .memory import peak_memory
 from .parts import time_parts
 from .throughput import compare_throughput
@@ -43,6 +44,7 @@ class Setting:
     def __post_init__(self) -> None:
         if self.cuda_graph and (self.training or not self.device.startswith('cuda')):
             raise ValueError('--cuda-graph: needs --device cuda and works for inference alone')
+        check_device('--device', self.device)
 
 
 def measure(variants: Mapping[str, nn.Module], batch: Mapping[str, Any], setting: Setting) -> dict[str, dict[str, Any]]:
@@ -167,8 +169,14 @@ def _graphed(call: Callable[[], Any]) -> Callable[[], Any]:
                 call()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            call()
+        try:
+            with torch.cuda.graph(graph):
+                call()
+        except RuntimeError as error:
+            raise ValueError(
+                '--cuda-graph: this model cannot be recorded, as it waits for the GPU or its shapes depend on the data '
+                f'({str(error).splitlines()[0]}); a backbone by itself, without --whole-model, can'
+            ) from error
     return graph.replay
 
 

@@ -1,6 +1,8 @@
 """Figures of the benchmark against what they are defined as."""
 
 import time
+from contextlib import nullcontext
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounter
 
 from cropr_mm.benchmark.batches import random_batch
-from cropr_mm.benchmark.measure import Setting, _training_step, draw, measure
+from cropr_mm.benchmark.measure import Setting, _graphed, _training_step, draw, measure
 from cropr_mm.benchmark.memory import peak_memory
 from cropr_mm.benchmark.parts import time_parts
 from cropr_mm.benchmark.variants import build_variants
@@ -71,6 +73,28 @@ def test_cuda_graphs_need_cuda_and_inference():
     for settings in (dict(cuda_graph=True), dict(cuda_graph=True, device='cuda', training=True)):
         with pytest.raises(ValueError, match='--cuda-graph: needs --device cuda'):
             Setting(**settings)
+
+
+def test_a_device_that_is_not_there_is_named():
+    for device in ('graphics', 'cuda:99'):
+        with pytest.raises(ValueError, match=f"--device='{device}': .*; cpu, or cuda with a GPU and its driver"):
+            Setting(device=device)
+
+
+def test_what_no_graph_can_record_is_said(monkeypatch):
+    """On stand-ins for what records."""
+    for name in ('Stream', 'current_stream', 'stream', 'CUDAGraph'):
+        monkeypatch.setattr(torch.cuda, name, lambda *args: MagicMock())
+    monkeypatch.setattr(torch.cuda, 'graph', lambda graph: nullcontext())
+    calls = []
+
+    def call():
+        calls.append(1)
+        if len(calls) == 4:  # after warming up
+            raise RuntimeError('operation not permitted\nmore')
+
+    with pytest.raises(ValueError, match=r'--cuda-graph: .* \(operation not permitted\); a back'):
+        _graphed(call)
 
 
 # --- memory ---------------------------------------------------------------------------------------------------
