@@ -22,6 +22,9 @@ PAGES = {
     'results/NOTES.md': 'notes.md',
     'configs/ade20k/README.md': 'ade20k.md',
     'configs/coco/README.md': 'coco.md',
+    'configs/photos/README.md': 'photos.md',
+    'configs/camvid/README.md': 'camvid.md',
+    'configs/nuclei/README.md': 'nuclei.md',
 }
 PAGES = {source: page for source, page in PAGES.items() if (ROOT / source).exists()}
 _LINK = re.compile(r'(?P<image>!?)\[(?P<text>(?:[^\[\]]|!?\[[^\]]*\]\([^)]*\))*)\]\((?P<to>[^)\s]+)\)')
