@@ -216,6 +216,7 @@ def checkpoint_of(folder: Path) -> str:
 
 
 LOCKS: dict[Path, threading.Lock] = defaultdict(threading.Lock)
+DUMPING = threading.Lock()  # mmengine parses what it writes, and in Python 3.11 threads disturb each other in that
 
 
 def train_and_test(args: argparse.Namespace, run: Run) -> dict[str, Any]:
@@ -234,7 +235,7 @@ def _train_and_test(args: argparse.Namespace, run: Run) -> dict[str, Any]:
     run.folder.mkdir(parents=True, exist_ok=True)
     (run.folder / 'plan').write_text(run.digest)
     config = str((run.folder / 'config.py').resolve())
-    with whole_file(config) as partial:
+    with whole_file(config) as partial, DUMPING:
         run.cfg.dump(partial)
     extra = ['--amp'] if args.amp else []
     if run.after:

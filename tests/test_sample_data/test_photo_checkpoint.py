@@ -22,14 +22,14 @@ def weights():
 
 
 def test_is_a_small_vit_of_half_precision(weights):
-    vit = CroprViT(ARCH, img_size=96, patch_size=4)
+    vit = CroprViT(ARCH, img_size=64, patch_size=4)
     assert {k: v.shape for k, v in weights.items()} == {k: v.shape for k, v in vit.state_dict().items()}
     assert all(value.dtype == torch.float16 and torch.isfinite(value).all() for value in weights.values())
     assert Path(PHOTO_CHECKPOINT).stat().st_size < 4e6
 
 
 def test_loads_through_init_cfg(weights):
-    vit = CroprViT(ARCH, img_size=96, patch_size=4, init_cfg=dict(type='Pretrained', checkpoint=PHOTO_CHECKPOINT))
+    vit = CroprViT(ARCH, img_size=64, patch_size=4, init_cfg=dict(type='Pretrained', checkpoint=PHOTO_CHECKPOINT))
     vit.init_weights()
     for name, value in weights.items():
         torch.testing.assert_close(vit.state_dict()[name], value.float(), rtol=0, atol=0)
@@ -44,6 +44,4 @@ def test_the_configs_start_from_it(head, library, weights):
     model.backbone.init_weights()
     state = model.backbone.state_dict()
     for name, value in weights.items():
-        if name != 'pos_embed':
-            torch.testing.assert_close(state[name], value.float(), rtol=0, atol=0)
-    assert state['pos_embed'].shape == (1, 1 + 16 * 16, 128), 'of 24 × 24 patches brought to 16 × 16'
+        torch.testing.assert_close(state[name], value.float(), rtol=0, atol=0)
