@@ -126,7 +126,7 @@ def main() -> None:
             train = Crops(args.seed, 0, args.crops, True)
             val = Crops(args.seed, args.crops, min(2000, args.crops), False)
 
-    warm_up = max(1, args.iters // 12)
+    warm_up, interval = max(1, args.iters // 12), max(500, args.iters // 10)
     arch = dict(ARCH, embed_dim=args.width, num_heads=args.width // 32)
     if from_photos:
         model = CropModel(arch, args.patch_size, len(PHOTO_THINGS), len(PHOTO_THINGS), True, 0.05)
@@ -142,7 +142,7 @@ def main() -> None:
         default_scope='mmengine',
         randomness=dict(seed=args.seed),
         log_processor=dict(by_epoch=False),
-        train_cfg=dict(by_epoch=False, max_iters=args.iters, val_interval=max(500, args.iters // 10)),
+        train_cfg=dict(by_epoch=False, max_iters=args.iters, val_interval=interval),
         train_dataloader=_loader(train, args.batch, True),
         val_dataloader=_loader(val, 500, False),
         val_cfg=dict(),
@@ -165,9 +165,7 @@ def main() -> None:
         ],
         default_hooks=dict(
             logger=dict(type='LoggerHook', interval=100),
-            checkpoint=dict(
-                type='CheckpointHook', by_epoch=False, interval=max(500, args.iters // 10), max_keep_ckpts=1
-            ),
+            checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=interval, max_keep_ckpts=1),
         ),
     )
     model = runner.train()

@@ -15,6 +15,7 @@ import torch
 from mmengine.runner import Runner
 
 from cropr_mm.analysis.depth import probe_depth
+from cropr_mm.analysis.methods import is_segmentation
 from cropr_mm.cli.arguments import add_run_arguments, plain_errors
 from cropr_mm.cli.config import load_config
 from cropr_mm.cli.inputs import check_data, check_weights
@@ -34,7 +35,7 @@ def main() -> None:
     with plain_errors():
         check_integer('--images', args.images)
         cfg = load_config(args)
-        if cfg.get('default_scope') != 'mmseg':
+        if not is_segmentation(cfg):
             raise ValueError(
                 f'{args.config}: default_scope={cfg.get("default_scope")!r}; label maps (mmseg) are expected'
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import lzma
 import os
+import sys
 import tarfile
 import zipfile
 import zlib
@@ -68,3 +69,11 @@ def open_png(path: str, data: bytes) -> Image.Image:
     except _BROKEN_IMAGE as error:
         raise ValueError(f'{path} cannot be read: {error}; a whole PNG is expected') from None
     return image
+
+
+def print_counts(source: str, out: str, counts: dict[str, int], published: dict[str, int]) -> None:
+    """Say how many images of each split were written, and on stderr if that is not the whole data set."""
+    written, whole = (', '.join(f'{n} {split}' for split, n in c.items()) for c in (counts, published))
+    print(f'{out}: {written} images')
+    if counts != published:
+        print(f'{source} is not the whole data set, which has {whole} images', file=sys.stderr)

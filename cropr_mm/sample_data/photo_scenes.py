@@ -13,7 +13,7 @@ import numpy as np
 
 from .photos import PHOTO_THINGS, read_photos
 from .sample import write_scenes
-from .scenes import Scene
+from .scenes import STREAMS, VISIBLE, Scene
 from .textures import smooth_noise
 
 __all__ = ['PHOTO_CLASSES', 'PHOTO_PALETTE', 'PHOTO_STUFF', 'PhotoScenes', 'write_photo_scenes']
@@ -32,7 +32,7 @@ PHOTO_PALETTE = (
 
 _CAMVID = {0: 0, 1: 1, 3: 2, 5: 3}  # label in CamVid → stuff class
 _VOID = 255
-_SPLITS = {'training': ('train', ('train',), 0), 'validation': ('test', ('test',), 1)}
+_SPLITS = {'training': 'train', 'validation': 'test'}  # the split of CIFAR-10 and of CamVid
 SIDE = (20, 31)
 """Side of a pasted photograph in pixels, about that at which it was taken."""
 PIECE = (1.0, 1.8)
@@ -59,10 +59,10 @@ class PhotoScenes:
     """
 
     def __init__(self, cifar10: str | Path, camvid: str | Path, split: str, seed: int = 0, size: int = 64) -> None:
-        photos, places, self.stream = _SPLITS[split]
+        source, self.stream = _SPLITS[split], STREAMS[split]
         self.seed, self.size = seed, size
-        self.photos, self.classes = read_photos(cifar10, photos, PASTED if photos == 'train' else 0.0)
-        self.places = [pair for place in places for pair in _read_places(Path(camvid), place)]
+        self.photos, self.classes = read_photos(cifar10, source, PASTED if source == 'train' else 0.0)
+        self.places = _read_places(Path(camvid), source)
         shortest = min(min(labels.shape) for _, labels in self.places)
         if int(PIECE[1] * size) > shortest:
             raise ValueError(
@@ -84,7 +84,7 @@ class PhotoScenes:
                 top, left = (int(rng.integers(-side // 8, self.size - side + side // 8 + 1)) for _ in range(2))
                 cover = self._cover(rng, side, top, left)
                 mask = cover >= 0.5
-                if all((m & ~mask).sum() >= 0.6 * whole for m, whole in zip(masks, wholes)):
+                if all((m & ~mask).sum() >= VISIBLE * whole for m, whole in zip(masks, wholes)):
                     break
             else:
                 continue

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
 from mmengine.utils import ProgressBar
 from PIL import Image
 
-from cropr_mm.cli.archives import read_members
+from cropr_mm.cli.archives import print_counts, read_members
 from cropr_mm.cli.arguments import plain_errors
 from cropr_mm.sample_data.photos import PHOTO_SIZE, PHOTO_THINGS
 from cropr_mm.utils.io import whole_folder
@@ -96,10 +95,7 @@ def main() -> None:
     args = parser.parse_args()
     with plain_errors((ValueError, OSError)):
         counts = convert(args.source, args.out)
-    print(f'{args.out}: ' + ', '.join(f'{count} {split}' for split, count in counts.items()) + ' images')
-    if counts != IMAGES:
-        published = ', '.join(f'{count} {split}' for split, count in IMAGES.items())
-        print(f'{args.source} is not the whole data set, which has {published} images', file=sys.stderr)
+    print_counts(args.source, args.out, counts, IMAGES)
 
 
 if __name__ == '__main__':
