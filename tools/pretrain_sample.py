@@ -1,11 +1,11 @@
 """Pre-train the small dense ViTs that the sample configs start from; rewrites a checkpoint that is shipped.
 
     python tools/pretrain_sample.py                                      # on drawn objects
-    python tools/pretrain_sample.py --photos data/cifar10 --amp          # on photographs
+    python tools/pretrain_sample.py --photos data/cifar10 --amp          # on photographs, on pieces of CamVid
 
 Drawn objects take 0.2 to 0.4 s per iteration on two cores, 3,000 iterations. Photographs are put together to mosaics of
 64 × 64 pixels; they need a GPU (minutes) or a night. Drawn crops come from a stream of random numbers of their own, and
-the photographs are not among those that scenes of real pixels show, so nothing here is part of a scene.
+the photographs are not among those that scenes of real pixels show, so no object here is part of a scene.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch.utils.data import Dataset
 
 from cropr_mm.cli.arguments import plain_errors
 from cropr_mm.sample_data import CLASSES, PHOTO_CHECKPOINT, SAMPLE_CHECKPOINT, THINGS, draw_crop
-from cropr_mm.sample_data.photo_scenes import PASTED
+from cropr_mm.sample_data.photo_scenes import PASTED, PHOTO_CLASSES, Places
 from cropr_mm.sample_data.photos import PHOTO_THINGS, read_photos
 from cropr_mm.sample_data.pretraining import CropAccuracy, CropModel
 from cropr_mm.utils.checks import check_integer
@@ -64,7 +64,7 @@ class Crops(Dataset):
 
 
 class Photos(Dataset):
-    """Photographs of a folder; each one is of one class, and so is every pixel of it."""
+    """Photographs of a folder."""
 
     def __init__(self, root: Path, split: str, last: float = 1.0) -> None:
         images, classes = read_photos(root, split, last=last)
@@ -75,10 +75,15 @@ class Photos(Dataset):
         return len(self.images)
 
     def __getitems__(self, rows: list[int]) -> dict[str, Any]:
-        categories = self.classes[rows]
-        images = self.images[rows]
-        labels = categories.to(torch.uint8)[:, None, None].expand(-1, *images.shape[2:])
-        return dict(images=images, labels=labels, category=categories)
+        return dict(images=self.images[rows], category=self.classes[rows])
+
+
+def draw_places(root: Path, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pieces of CamVid's training images (N, 3, 64, 64) and their stuff classes (N, 64, 64), uint8."""
+    places, rng = Places(root, 'train'), np.random.default_rng(seed)
+    images, labels = zip(*(places(rng) for _ in range(count)))
+    pixels = np.clip(np.rint(np.stack(images)), 0, 255).astype(np.uint8).transpose(0, 3, 1, 2)
+    return torch.from_numpy(pixels.copy()), torch.from_numpy(np.stack(labels))
 
 
 def _whole(batch: Any) -> Any:
@@ -94,6 +99,7 @@ def _loader(dataset: Dataset, batch: int, shuffle: bool) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description='Pre-train the small ViT of the sample configs.')
     parser.add_argument('--photos', type=Path, help='folder with CIFAR-10; without it objects are drawn')
+    parser.add_argument('--camvid', type=Path, default=Path('data/camvid'), help='with --photos: what they lie on')
     parser.add_argument('--out', type=Path, help='checkpoint to write (default: the shipped one)')
     parser.add_argument('--work-dir', default='work_dirs/pretrain_sample', help='logs (default: %(default)s)')
     parser.add_argument('--iters', type=int, help='default: 3000, with --photos 20000')
@@ -102,6 +108,7 @@ def main() -> None:
     parser.add_argument('--width', type=int, default=ARCH['embed_dim'], help='channels, a multiple of 32')
     parser.add_argument('--patch-size', type=int, help='default: 8, with --photos 4')
     parser.add_argument('--crops', type=int, default=32000, help='drawn crops to learn from; some more test it')
+    parser.add_argument('--places', type=int, default=4000, help='pieces of CamVid; default: %(default)s')
     parser.add_argument('--start', type=Path, help='checkpoint to go on from, as this tool writes it')
     parser.add_argument('--amp', action='store_true', help='bfloat16 autocast, for a GPU')
     parser.add_argument('--seed', type=int, default=0)
@@ -116,20 +123,21 @@ def main() -> None:
     with plain_errors():
         if args.out.suffix != '.safetensors':
             raise ValueError(f'--out={args.out}; a name that ends in .safetensors is expected')
-        for key, least in (('iters', 2), ('batch', 9 if from_photos else 1), ('crops', 1), ('seed', 0)):
+        for key, least in (('iters', 2), ('batch', 9 if from_photos else 1), ('crops', 1), ('places', 1), ('seed', 0)):
             check_integer(f'--{key}', getattr(args, key), least)
         train: Dataset
         val: Dataset
         if from_photos:
             train, val = Photos(args.photos, 'train', last=PASTED), Photos(args.photos, 'test')
+            places = draw_places(args.camvid, args.places, args.seed)
         else:
             train = Crops(args.seed, 0, args.crops, True)
             val = Crops(args.seed, args.crops, min(2000, args.crops), False)
 
-    warm_up, interval = max(1, args.iters // 12), max(500, args.iters // 10)
+    warm_up, interval = max(1, args.iters // 12), max(500, args.iters // 4)
     arch = dict(ARCH, embed_dim=args.width, num_heads=args.width // 32)
     if from_photos:
-        model = CropModel(arch, args.patch_size, len(PHOTO_THINGS), len(PHOTO_THINGS), True, 0.05)
+        model = CropModel(arch, args.patch_size, len(PHOTO_THINGS), len(PHOTO_CLASSES), places, 0.05)
     else:
         model = CropModel(arch, args.patch_size, len(THINGS), len(CLASSES))
     if args.start:

@@ -16,7 +16,7 @@ from .sample import write_scenes
 from .scenes import STREAMS, VISIBLE, Scene
 from .textures import smooth_noise
 
-__all__ = ['PHOTO_CLASSES', 'PHOTO_PALETTE', 'PHOTO_STUFF', 'PhotoScenes', 'write_photo_scenes']
+__all__ = ['PHOTO_CLASSES', 'PHOTO_PALETTE', 'PHOTO_STUFF', 'PhotoScenes', 'Places', 'write_photo_scenes']
 
 PHOTO_STUFF = ('sky', 'building', 'road', 'tree')
 """CamVid's large classes; what else is in a background is void."""
@@ -41,13 +41,58 @@ PASTED = 0.8
 """The photographs of CIFAR-10's training split from here on are pasted; those before are there to pre-train on."""
 
 
+class Places:
+    """Draws backgrounds: pieces of road scenes in which the large classes fill most of the pixels, mirrored or not.
+
+    Args:
+        camvid: folder with ``images/{train,val,test}`` and ``labels/{train,val,test}``, as
+            ``tools/dataset_converters/camvid.py`` writes it.
+        split: ``'train'``, ``'val'`` or ``'test'``, read once.
+        size: side of the pieces in pixels.
+
+    Raises:
+        FileNotFoundError: images are missing.
+        ValueError: ``size`` is too large for the road scenes.
+    """
+
+    def __init__(self, camvid: str | Path, split: str, size: int = 64) -> None:
+        self.size = size
+        self.images = _read_road_scenes(Path(camvid), split)
+        shortest = min(min(labels.shape) for _, labels in self.images)
+        if int(PIECE[1] * size) > shortest:
+            raise ValueError(
+                f'size={size}; at most {int(shortest / PIECE[1])} is expected: backgrounds are pieces of up to '
+                f'{PIECE[1]} times that side, and an image in {camvid} has {shortest} pixels'
+            )
+
+    def __call__(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """A piece (S, S, 3) float32 RGB and its stuff classes (S, S) uint8, 255 elsewhere."""
+        from PIL import Image
+
+        best: tuple[float, np.ndarray, np.ndarray] | None = None
+        for _ in range(20):
+            image, labels = self.images[int(rng.integers(len(self.images)))]
+            side = int(rng.uniform(*PIECE) * self.size)
+            top, left = (int(rng.integers(length - side + 1)) for length in labels.shape)
+            piece = (slice(top, top + side), slice(left, left + side))
+            share = float((labels[piece] != _VOID).mean())
+            if best is None or share > best[0]:
+                best = share, image[piece], labels[piece]
+            if share >= 0.95:
+                break
+        assert best is not None
+        pixels = Image.fromarray(best[1]).resize((self.size,) * 2, Image.Resampling.BILINEAR)
+        classes = Image.fromarray(best[2]).resize((self.size,) * 2, Image.Resampling.NEAREST)
+        step = -1 if rng.random() < 0.5 else 1
+        return np.asarray(pixels, np.float32)[:, ::step].copy(), np.asarray(classes)[:, ::step].copy()
+
+
 class PhotoScenes:
     """Draws scenes of one split; the photographs and the road scenes are read once.
 
     Args:
         cifar10: folder as :func:`~cropr_mm.sample_data.photos.read_photos` reads it.
-        camvid: folder with ``images/{train,val,test}`` and ``labels/{train,val,test}``, as
-            ``tools/dataset_converters/camvid.py`` writes it.
+        camvid: folder as :class:`Places` reads it.
         split: ``'training'``: the last fifth of CIFAR-10's training split on CamVid's training images.
             ``'validation'``: its test split on CamVid's test images.
         seed: another seed gives other scenes.
@@ -62,18 +107,12 @@ class PhotoScenes:
         source, self.stream = _SPLITS[split], STREAMS[split]
         self.seed, self.size = seed, size
         self.photos, self.classes = read_photos(cifar10, source, PASTED if source == 'train' else 0.0)
-        self.places = _read_places(Path(camvid), source)
-        shortest = min(min(labels.shape) for _, labels in self.places)
-        if int(PIECE[1] * size) > shortest:
-            raise ValueError(
-                f'size={size}; at most {int(shortest / PIECE[1])} is expected: backgrounds are pieces of up to '
-                f'{PIECE[1]} times that side, and an image in {camvid} has {shortest} pixels'
-            )
+        self.places = Places(camvid, source, size)
 
     def __call__(self, index: int) -> Scene:
         """Draw scene ``index``: the same arguments give the same scene, to the byte."""
         rng = np.random.default_rng([self.seed, self.stream, index])
-        canvas, labels = self._background(rng)
+        canvas, labels = self.places(rng)
         masks: list[np.ndarray] = []
         wholes: list[int] = []
         categories: list[int] = []
@@ -95,27 +134,6 @@ class PhotoScenes:
             labels[mask] = len(PHOTO_STUFF) + categories[-1]
         image = np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
         return Scene(image, labels, np.array(masks, bool).reshape(-1, self.size, self.size), tuple(categories))
-
-    def _background(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """A piece of a road scene in which the large classes fill most of the pixels, mirrored or not."""
-        from PIL import Image
-
-        best: tuple[float, np.ndarray, np.ndarray] | None = None
-        for _ in range(20):
-            image, labels = self.places[int(rng.integers(len(self.places)))]
-            side = int(rng.uniform(*PIECE) * self.size)
-            top, left = (int(rng.integers(length - side + 1)) for length in labels.shape)
-            piece = (slice(top, top + side), slice(left, left + side))
-            share = float((labels[piece] != _VOID).mean())
-            if best is None or share > best[0]:
-                best = share, image[piece], labels[piece]
-            if share >= 0.95:
-                break
-        assert best is not None
-        pixels = Image.fromarray(best[1]).resize((self.size,) * 2, Image.Resampling.BILINEAR)
-        classes = Image.fromarray(best[2]).resize((self.size,) * 2, Image.Resampling.NEAREST)
-        step = -1 if rng.random() < 0.5 else 1
-        return np.asarray(pixels, np.float32)[:, ::step].copy(), np.asarray(classes)[:, ::step].copy()
 
     def _cover(self, rng: np.random.Generator, side: int, top: int, left: int) -> np.ndarray:
         """How much of each pixel a photograph covers, (S, S) float32: between square and disc, with a soft edge."""
@@ -154,7 +172,7 @@ class PhotoScenes:
         canvas += cover[..., None] * (pixels - canvas)
 
 
-def _read_places(root: Path, split: str) -> list[tuple[np.ndarray, np.ndarray]]:
+def _read_road_scenes(root: Path, split: str) -> list[tuple[np.ndarray, np.ndarray]]:
     """Images (H, W, 3) uint8 RGB of a split of CamVid and their stuff classes (H, W) uint8, 255 elsewhere."""
     from PIL import Image
 

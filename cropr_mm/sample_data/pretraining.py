@@ -6,6 +6,7 @@ which tokens are kept. On crops it does: the [CLS] token names the object, each 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ __all__ = ['SCENE_SIZE', 'CropAccuracy', 'CropModel', 'mosaic', 'patch_shares']
 
 SCENE_SIZE = 96
 _MEAN, _STD = 127.5, 58.0
+_WHOLE, _AWAY = 0.15, 0.2  # share of the photographs in a mosaic that stay whole, and that are left out
 
 
 class CropModel(BaseModel):
@@ -34,7 +36,9 @@ class CropModel(BaseModel):
         patch_size: pixels per patch side.
         num_objects: classes that the [CLS] token tells.
         num_classes: classes that the patch tokens tell.
-        mosaics: of photographs, see :func:`mosaic`, in place of single ones; classes must then be the same for both.
+        places: images (N, 3, 64, 64) uint8 and their stuff classes (N, 64, 64) uint8, 255 for none: learn from
+            mosaics of photographs on them, see :func:`mosaic`. The classes are then those of the stuff and those of
+            the objects.
         drop_path_rate: see :class:`~cropr_mm.PlainViT`.
     """
 
@@ -44,28 +48,31 @@ class CropModel(BaseModel):
         patch_size: int,
         num_objects: int,
         num_classes: int,
-        mosaics: bool = False,
+        places: tuple[Tensor, Tensor] | None = None,
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__()
-        size = 2 * CROP_SIZE if mosaics else CROP_SIZE
+        size = 2 * CROP_SIZE if places else CROP_SIZE
         self.vit = CroprViT(arch, img_size=size, patch_size=patch_size, drop_path_rate=drop_path_rate)
         self.object_head = nn.Linear(self.vit.embed_dims, num_objects)
         self.patch_head = nn.Linear(self.vit.embed_dims, num_classes)
-        self.mosaics = mosaics
+        for name, tensor in zip(('places', 'stuff'), places or (None, None)):
+            self.register_buffer(name, tensor, persistent=False)
         self.window = size // patch_size
-        self.side = self.window if mosaics else SCENE_SIZE // patch_size
+        self.side = self.window if places else SCENE_SIZE // patch_size
         self.vit.pos_embed = nn.Parameter(_sine_embedding(self.side, self.vit.embed_dims))
 
-    def forward(self, images: Tensor, labels: Tensor, category: Tensor, mode: str = 'tensor') -> Any:
-        """Images (B, 3, 32, 32) and labels (B, 32, 32), uint8; category (B,) int64."""
+    def forward(self, images: Tensor, category: Tensor, labels: Tensor | None = None, mode: str = 'tensor') -> Any:
+        """Images (B, 3, 32, 32) uint8, category (B,) int64, and without places labels (B, 32, 32) uint8."""
         objects = F.one_hot(category, self.object_head.out_features).float()
-        shares = patch_shares(labels, self.vit.patch_size, self.patch_head.out_features)
-        pixels = images.float()
-        learns = mode == 'loss'
-        if self.mosaics:
+        pixels, learns = images.float(), mode == 'loss'
+        if self.places is None:
+            shares = patch_shares(labels, self.vit.patch_size, self.patch_head.out_features)
+        else:
             across = int(torch.randint(2, 4, ())) if learns else 2
-            pixels, objects, shares = mosaic(pixels, objects, self.vit.patch_size, across, vary=learns)
+            pixels, objects, shares = mosaic(
+                pixels, objects, *self._backgrounds(len(images), learns), self.vit.patch_size, across, vary=learns
+            )
         slack = self.side - self.window + 1
         row, column = torch.randint(slack, (2,)).tolist() if learns else (slack // 2, slack // 2)
         feature = torch.func.functional_call(
@@ -79,8 +86,20 @@ class CropModel(BaseModel):
                 loss_patch=F.cross_entropy(patches.flatten(0, 1).float(), shares.flatten(0, 1)),
             )
         there = objects.gather(1, named.argmax(-1, keepdim=True))[:, 0] > 0
-        right = patches.argmax(-1) == shares.argmax(-1)
-        return [dict(object=float(o), patch=float(p)) for o, p in zip(there, right.float().mean(-1))]
+        right, known = patches.argmax(-1) == shares.argmax(-1), shares.sum(-1) > 0.5
+        right = (right & known).sum(-1) / known.sum(-1).clamp(min=1)
+        return [dict(object=float(o), patch=float(p)) for o, p in zip(there, right)]
+
+    def _backgrounds(self, photos: int, learns: bool) -> tuple[Tensor, Tensor]:
+        """Places (M, 3, H, W) and their stuff (M, K, H, W), float32, for mosaics of so many photographs."""
+        rows = torch.arange(photos // 4) % len(self.places)
+        if learns:
+            rows = torch.randint(len(self.places), (photos // 4,))
+        stuff = self.stuff[rows]
+        classes = torch.arange(self.patch_head.out_features - self.object_head.out_features, device=stuff.device)
+        masks = (stuff[:, None] == classes[:, None, None]).float()
+        flip = [-1] if learns and torch.rand(()) < 0.5 else []
+        return self.places[rows].float().flip(flip), masks.flip(flip)
 
     def _positions(self, row: int, column: int) -> Tensor:
         positions = self.vit.pos_embed
@@ -107,35 +126,69 @@ def patch_shares(labels: Tensor, patch_size: int, num_classes: int) -> Tensor:
 
 
 def mosaic(
-    images: Tensor, objects: Tensor, patch_size: int, across: int, vary: bool = True
+    photos: Tensor,
+    objects: Tensor,
+    backgrounds: Tensor,
+    stuff: Tensor,
+    patch_size: int,
+    across: int,
+    vary: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Make mosaics of ``across`` × ``across`` photographs.
+    """Make mosaics of ``across`` × ``across`` photographs, each cut out and blended into one background.
 
     A mosaic is as large as two photographs, whatever ``across``, and shifted by any number of pixels, around the edge:
     so photographs have several sizes, stand anywhere, and each token must find out which of its neighbours belong to
     its own.
 
     Args:
-        images: (B, 3, S, S) float32, 0 to 255; what is left over of B / across² is not used.
-        objects: (B, C) float32, one-hot class of each image.
+        photos: (B, 3, S, S) float32, 0 to 255; what is left over of B / across² is not used.
+        objects: (B, C) float32, one-hot class of each photograph.
+        backgrounds: (M, 3, 2 S, 2 S) float32, 0 to 255, for at least B / across² mosaics.
+        stuff: (M, K, 2 S, 2 S) float32, one-hot class of each of their pixels, all zero where it has none.
         patch_size: pixels per patch side.
         across: photographs per side.
-        vary: mirror, zoom, shift and recolour each photograph, and shift the mosaic.
+        vary: mirror, zoom, shift and recolour each photograph, cut it out by an outline of its own (some not at all,
+            some away), and shift the mosaic.
 
     Returns:
-        Mosaics (M, 3, 2 S, 2 S), the share of each class in them (M, C), and in their patches (M, patches, C).
+        Mosaics (M, 3, 2 S, 2 S), the share of each class among their photographs (M, C), and that of each class in
+        their patches, stuff first (M, patches, K + C).
     """
-    count, side = len(images) // across**2, 2 * images.shape[-1]
-    images, objects = images[: count * across**2], objects[: count * across**2]
-    images = _vary(images) if vary else images
-    tiles = torch.cat([images, objects[:, :, None, None].expand(-1, -1, *images.shape[2:])], dim=1)
+    count, side = len(photos) // across**2, 2 * photos.shape[-1]
+    photos, objects = photos[: count * across**2], objects[: count * across**2]
+    cover = _outline(len(photos), photos.shape[-1], vary).to(photos)
+    photos = _vary(photos) if vary else photos
+    tiles = torch.cat([photos, cover, objects[:, :, None, None] * (cover >= 0.5)], dim=1)
     tiles = tiles.unflatten(0, (count, across, across)).permute(0, 3, 1, 4, 2, 5).flatten(2, 3).flatten(3)
     if across != 2:
         tiles = F.interpolate(tiles, size=(side, side), mode='bilinear', align_corners=False, antialias=True)
     if vary:
         tiles = tiles.roll(torch.randint(side, (2,)).tolist(), dims=(2, 3))
-    shares = F.avg_pool2d(tiles[:, 3:], patch_size).flatten(2).transpose(1, 2)
-    return tiles[:, :3], shares.mean(dim=1), shares
+    photos, cover, named = tiles[:, :3], tiles[:, 3:4], tiles[:, 4:]
+    left = (1 - named.sum(dim=1, keepdim=True)).clamp(min=0)
+    shares = torch.cat([stuff[:count] * left, named], dim=1)
+    shares = F.avg_pool2d(shares, patch_size).flatten(2).transpose(1, 2)
+    area = named.mean(dim=(2, 3))
+    images = backgrounds[:count] + cover * (photos - backgrounds[:count])
+    return images, area / area.sum(dim=1, keepdim=True).clamp(min=1e-6), shares
+
+
+def _outline(count: int, side: int, vary: bool) -> Tensor:
+    """How much of its square each photograph covers, (B, 1, S, S): between disc and square, with a soft edge."""
+
+    def draw(low: float, high: float) -> Tensor:
+        return torch.empty(count, 1, 1).uniform_(low, high) if vary else torch.full((count, 1, 1), (low + high) / 2)
+
+    line = (torch.arange(side) + 0.5) / side * 2 - 1
+    x, y = line[None, None, :], line[None, :, None]
+    power, turn = draw(2.5, 8), draw(0, 2 * math.pi)
+    radius = (x.abs() ** power + y.abs() ** power) ** (1 / power) * (1 + 0.06 * (3 * torch.atan2(y, x) + turn).sin())
+    cover = ((0.97 - radius) * side / 2 / draw(0.5, 2.5) + 0.5).clamp(0, 1)
+    if vary:
+        chance = torch.rand(count)
+        cover[chance < _WHOLE] = 1
+        cover[chance > 1 - _AWAY] = 0
+    return cover[:, None]
 
 
 def _vary(images: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ def test_validation_pastes_other_photographs_on_another_place(scenes):
     train, val = scenes['training'], scenes['validation']
     assert not {*train.photos[:, 0, 0, 0]} & {*val.photos[:, 0, 0, 0]}
     assert len(train.photos) == 10 and len(val.photos) == 50, 'the last of five; all'
-    assert not any((a == b).all() for a, _ in train.places for b, _ in val.places)
+    assert not any((a == b).all() for a, _ in train.places.images for b, _ in val.places.images)
 
 
 def test_labels_are_of_the_stuff_around_and_of_the_masks(scenes):

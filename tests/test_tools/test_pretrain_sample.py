@@ -5,7 +5,7 @@ from safetensors.torch import load_file
 
 from cropr_mm.sample_data import PHOTO_CHECKPOINT, SAMPLE_CHECKPOINT
 
-from ..test_sample_data.photo_folders import write_cifar10
+from ..test_sample_data.photo_folders import write_camvid, write_cifar10
 
 
 def test_writes_a_checkpoint_of_the_shipped_layout(run_tool, tmp_path):
@@ -18,11 +18,10 @@ def test_writes_a_checkpoint_of_the_shipped_layout(run_tool, tmp_path):
 
 def test_photographs_give_a_checkpoint_of_the_other_layout(run_tool, tmp_path):
     cifar10, out = write_cifar10(tmp_path / 'cifar10'), tmp_path / 'vit.safetensors'
-    run_tool('pretrain_sample', '--photos', cifar10, '--iters', 2, '--batch', 9, '--out', out,
-             '--work-dir', tmp_path / 'logs')  # fmt: skip
+    shared = ('--photos', cifar10, '--camvid', write_camvid(tmp_path / 'camvid'), '--places', 6, '--iters', 2)
+    run_tool('pretrain_sample', *shared, '--batch', 9, '--out', out, '--work-dir', tmp_path / 'logs')
     again = tmp_path / 'again.safetensors'
-    run_tool('pretrain_sample', '--photos', cifar10, '--iters', 2, '--batch', 9, '--out', again, '--start', out,
-             '--work-dir', tmp_path / 'again')  # fmt: skip
+    run_tool('pretrain_sample', *shared, '--batch', 9, '--out', again, '--start', out, '--work-dir', tmp_path / 'again')
     assert all((load_file(again)[name] - value).abs().max() < 0.02 for name, value in load_file(out).items())
     layout = {name: value.shape for name, value in load_file(out).items()}
     assert layout == {name: value.shape for name, value in load_file(PHOTO_CHECKPOINT).items()}
@@ -31,14 +30,17 @@ def test_photographs_give_a_checkpoint_of_the_other_layout(run_tool, tmp_path):
 
 
 def test_what_does_not_fit_is_named(run_tool, tmp_path):
-    cifar10 = write_cifar10(tmp_path / 'cifar10')
+    cifar10, camvid = write_cifar10(tmp_path / 'cifar10'), write_camvid(tmp_path / 'camvid')
     for option, value, message in (
         ('--batch', 8, '--batch=8;'),
         ('--start', SAMPLE_CHECKPOINT, f'--start={SAMPLE_CHECKPOINT}: pos_embed and .* more are not of this model'),
         ('--start', 'none', '--start=none: no such file'),
+        ('--camvid', 'none', 'none/images/train: no images; CamVid as'),
+        ('--places', 0, '--places=0;'),
     ):
         with pytest.raises(SystemExit, match=message):
-            run_tool('pretrain_sample', '--photos', cifar10, '--work-dir', tmp_path / 'logs', option, value)
+            run_tool('pretrain_sample', '--photos', cifar10, '--camvid', camvid, '--places', 6,
+                     '--work-dir', tmp_path / 'logs', option, value)  # fmt: skip
 
 
 def test_a_folder_without_photographs_is_named(run_tool, tmp_path):
