@@ -22,6 +22,8 @@ from mmengine.utils import ProgressBar
 from torch import nn
 from torch.utils.data import Dataset
 
+from cropr_mm.checkpoint.read import load_file
+from cropr_mm.checkpoint.whole_model import load_strictly
 from cropr_mm.cli.arguments import plain_errors
 from cropr_mm.sample_data import CLASSES, PHOTO_CHECKPOINT, SAMPLE_CHECKPOINT, THINGS, draw_crop
 from cropr_mm.sample_data.photo_scenes import PASTED, PHOTO_CLASSES, Places
@@ -105,7 +107,6 @@ def main() -> None:
     parser.add_argument('--iters', type=int, help='default: 3000, with --photos 20000')
     parser.add_argument('--batch', type=int, help='images per step; default: 128, with --photos 512')
     parser.add_argument('--lr', type=float, default=1.5e-3)
-    parser.add_argument('--width', type=int, default=ARCH['embed_dim'], help='channels, a multiple of 32')
     parser.add_argument('--patch-size', type=int, help='default: 8, with --photos 4')
     parser.add_argument('--crops', type=int, default=32000, help='drawn crops to learn from; some more test it')
     parser.add_argument('--places', type=int, default=4000, help='pieces of CamVid; default: %(default)s')
@@ -135,14 +136,13 @@ def main() -> None:
             val = Crops(args.seed, args.crops, min(2000, args.crops), False)
 
     warm_up, interval = max(1, args.iters // 12), max(500, args.iters // 4)
-    arch = dict(ARCH, embed_dim=args.width, num_heads=args.width // 32)
     if from_photos:
-        model = CropModel(arch, args.patch_size, len(PHOTO_THINGS), len(PHOTO_CLASSES), places, 0.05)
+        model = CropModel(ARCH, args.patch_size, len(PHOTO_THINGS), len(PHOTO_CLASSES), places, 0.05)
     else:
-        model = CropModel(arch, args.patch_size, len(THINGS), len(CLASSES))
+        model = CropModel(ARCH, args.patch_size, len(THINGS), len(CLASSES))
     if args.start:
         with plain_errors():
-            start(model.vit, args.start)
+            load_strictly(model.vit, load_file(str(args.start))['state_dict'], f'--start={args.start}')
     runner = Runner(
         model=model,
         work_dir=args.work_dir,
@@ -179,24 +179,6 @@ def main() -> None:
     model = runner.train()
     save(model.vit, args.out)
     print(f'{args.out}: {args.out.stat().st_size / 2**20:.1f} MiB')
-
-
-def start(vit: nn.Module, path: Path) -> None:
-    """Load weights of the same shapes."""
-    from safetensors.torch import load_file
-
-    if not path.is_file():
-        raise FileNotFoundError(f'--start={path}: no such file')
-    weights = load_file(path)
-    own = vit.state_dict()
-    wrong = [
-        name
-        for name in {**own, **weights}
-        if getattr(own.get(name), 'shape', 0) != getattr(weights.get(name), 'shape', 0)
-    ]
-    if wrong:
-        raise ValueError(f'--start={path}: {wrong[0]} and {len(wrong) - 1} more are not of this model')
-    vit.load_state_dict(weights)
 
 
 def save(vit: nn.Module, path: Path) -> None:

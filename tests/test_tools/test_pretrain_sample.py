@@ -33,8 +33,8 @@ def test_what_does_not_fit_is_named(run_tool, tmp_path):
     cifar10, camvid = write_cifar10(tmp_path / 'cifar10'), write_camvid(tmp_path / 'camvid')
     for option, value, message in (
         ('--batch', 8, '--batch=8;'),
-        ('--start', SAMPLE_CHECKPOINT, f'--start={SAMPLE_CHECKPOINT}: pos_embed and .* more are not of this model'),
-        ('--start', 'none', '--start=none: no such file'),
+        ('--start', SAMPLE_CHECKPOINT, f'--start={SAMPLE_CHECKPOINT}: the checkpoint does not fit .* patch_embed'),
+        ('--start', 'none', "'none': no such file"),
         ('--camvid', 'none', 'none/images/train: no images; CamVid as'),
         ('--places', 0, '--places=0;'),
     ):
