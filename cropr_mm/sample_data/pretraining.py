@@ -67,6 +67,7 @@ class CropModel(BaseModel):
         objects = F.one_hot(category, self.object_head.out_features).float()
         pixels, learns = images.float(), mode == 'loss'
         if self.places is None:
+            assert labels is not None
             shares = patch_shares(labels, self.vit.patch_size, self.patch_head.out_features)
         else:
             across = int(torch.randint(2, 4, ())) if learns else 2
