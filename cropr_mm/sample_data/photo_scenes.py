@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -37,6 +38,8 @@ SIDE = (20, 31)
 """Side of a pasted photograph in pixels, about that at which it was taken."""
 PIECE = (1.0, 1.8)
 """Side of the piece of a road scene that becomes a background, as a multiple of the scene's."""
+OUTLINE = ((2.5, 8.0), (0.5, 2.5), (0.0, 2 * math.pi))
+"""From where to where ``power``, ``edge`` and ``turn`` of an :func:`outline` are drawn."""
 PASTED = 0.8
 """The photographs of CIFAR-10's training split from here on are pasted; those before are there to pre-train on."""
 
@@ -85,6 +88,20 @@ class Places:
         classes = Image.fromarray(best[2]).resize((self.size,) * 2, Image.Resampling.NEAREST)
         step = -1 if rng.random() < 0.5 else 1
         return np.asarray(pixels, np.float32)[:, ::step].copy(), np.asarray(classes)[:, ::step].copy()
+
+
+def outline(x: Any, y: Any, side: float, power: Any, edge: Any, turn: Any) -> Any:
+    """How much of each pixel a photograph covers, 0 to 1: between disc and square, slightly triangular.
+
+    Args:
+        x, y: arrays of the pixels' places, -1 to 1 within the photograph.
+        side: of the photograph in pixels.
+        power, edge, turn: 2 gives a disc and more comes closer to a square; width of the soft edge in pixels; angle.
+            Each within :data:`OUTLINE`; numbers, or arrays that fit.
+    """
+    radius = (np.abs(x) ** power + np.abs(y) ** power) ** (1 / power)
+    radius = radius * (1 + 0.06 * np.sin(3 * np.arctan2(y, x) + turn))
+    return np.clip((0.97 - radius) * side / 2 / edge + 0.5, 0, 1)
 
 
 class PhotoScenes:
@@ -136,13 +153,10 @@ class PhotoScenes:
         return Scene(image, labels, np.array(masks, bool).reshape(-1, self.size, self.size), tuple(categories))
 
     def _cover(self, rng: np.random.Generator, side: int, top: int, left: int) -> np.ndarray:
-        """How much of each pixel a photograph covers, (S, S) float32: between square and disc, with a soft edge."""
-        power, edge, turn = rng.uniform(2.5, 8), rng.uniform(0.5, 2.5), rng.uniform(0, 2 * math.pi)
+        """How much of each pixel a photograph covers, (S, S) float32."""
+        looks = tuple(rng.uniform(*span) for span in OUTLINE)
         y, x = np.mgrid[: self.size, : self.size].astype(np.float32)
-        y, x = (2 * (y - top + 0.5) / side - 1), (2 * (x - left + 0.5) / side - 1)
-        radius = (np.abs(x) ** power + np.abs(y) ** power) ** (1 / power)
-        radius = radius * (1 + 0.06 * np.sin(3 * np.arctan2(y, x) + turn))
-        return np.clip((0.97 - radius) * side / 2 / edge + 0.5, 0, 1)
+        return outline((2 * (x - left + 0.5) / side - 1), (2 * (y - top + 0.5) / side - 1), side, *looks)
 
     def _paste(
         self,

@@ -6,9 +6,9 @@ which tokens are kept. On crops it does: the [CLS] token names the object, each 
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from mmengine.evaluator import BaseMetric
@@ -16,6 +16,7 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from ..models import CroprViT
+from .photo_scenes import OUTLINE, outline
 from .scenes import CROP_SIZE
 
 __all__ = ['SCENE_SIZE', 'CropAccuracy', 'CropModel', 'mosaic', 'patch_shares']
@@ -175,16 +176,13 @@ def mosaic(
 
 
 def _outline(count: int, side: int, vary: bool) -> Tensor:
-    """How much of its square each photograph covers, (B, 1, S, S): between disc and square, with a soft edge."""
-
-    def draw(low: float, high: float) -> Tensor:
-        return torch.empty(count, 1, 1).uniform_(low, high) if vary else torch.full((count, 1, 1), (low + high) / 2)
-
-    line = (torch.arange(side) + 0.5) / side * 2 - 1
-    x, y = line[None, None, :], line[None, :, None]
-    power, turn = draw(2.5, 8), draw(0, 2 * math.pi)
-    radius = (x.abs() ** power + y.abs() ** power) ** (1 / power) * (1 + 0.06 * (3 * torch.atan2(y, x) + turn).sin())
-    cover = ((0.97 - radius) * side / 2 / draw(0.5, 2.5) + 0.5).clamp(0, 1)
+    """How much of its square each photograph covers, (B, 1, S, S) float32."""
+    looks = (
+        torch.empty(count, 1, 1).uniform_(*span) if vary else torch.full((count, 1, 1), sum(span) / 2)
+        for span in OUTLINE
+    )
+    line = (np.arange(side, dtype=np.float32) + 0.5) / side * 2 - 1
+    cover = torch.from_numpy(outline(line, line[:, None], side, *(look.numpy() for look in looks)))
     if vary:
         chance = torch.rand(count)
         cover[chance < _WHOLE] = 1
