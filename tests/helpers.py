@@ -56,6 +56,25 @@ def cropr(head: str = 'MultiLabelAuxHead', num_classes: int = 3, **settings: Any
     return dict(type='CroprPruner', aux_head=dict(type=head, num_classes=num_classes), **settings)
 
 
+PRUNERS: dict[str, dict[str, Any]] = {
+    'difficulty': dict(type='DifficultyPruner', num_classes=3),
+    'patch': cropr('PatchSegAuxHead'),
+    'squares': dict(type='CroprPruner', aux_head=dict(type='PatchSegAuxHead', num_classes=3, query_stride=2)),
+    'multi': cropr('MultiLabelAuxHead'),
+    'class': cropr('ClsAuxHead'),
+    'variance': dict(type='VariancePruner'),
+    'attention': dict(type='AttentionPruner'),
+}
+# What each of them that learns can learn from.
+LABELS: dict[str, tuple[str, ...]] = {
+    'difficulty': ('map', 'boxes'),
+    'patch': ('map',),
+    'squares': ('map',),
+    'multi': ('map', 'boxes', 'label', 'score'),
+    'class': ('label', 'score'),
+}
+
+
 def seg_sample(label: Tensor) -> BaseDataElement:
     """A data sample as mmsegmentation's data sets give it, label (H, W)."""
     return BaseDataElement(gt_sem_seg=PixelData(data=label[None]))

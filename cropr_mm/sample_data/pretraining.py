@@ -72,9 +72,8 @@ class CropModel(BaseModel):
             shares = patch_shares(labels, self.vit.patch_size, self.patch_head.out_features)
         else:
             across = int(torch.randint(2, 4, ())) if learns else 2
-            pixels, objects, shares = mosaic(
-                pixels, objects, *self._backgrounds(len(images), learns), self.vit.patch_size, across, vary=learns
-            )
+            backgrounds = self._backgrounds(len(images) // across**2, learns)
+            pixels, objects, shares = mosaic(pixels, objects, *backgrounds, self.vit.patch_size, across, vary=learns)
         slack = self.side - self.window + 1
         row, column = torch.randint(slack, (2,)).tolist() if learns else (slack // 2, slack // 2)
         feature = torch.func.functional_call(
@@ -92,11 +91,9 @@ class CropModel(BaseModel):
         right = (right & known).sum(-1) / known.sum(-1).clamp(min=1)
         return [dict(object=float(o), patch=float(p)) for o, p in zip(there, right)]
 
-    def _backgrounds(self, photos: int, learns: bool) -> tuple[Tensor, Tensor]:
-        """Places (M, 3, H, W) and their stuff (M, K, H, W), float32, for mosaics of so many photographs."""
-        rows = torch.arange(photos // 4) % len(self.places)
-        if learns:
-            rows = torch.randint(len(self.places), (photos // 4,))
+    def _backgrounds(self, count: int, learns: bool) -> tuple[Tensor, Tensor]:
+        """Places (count, 3, H, W) and their stuff (count, K, H, W), float32."""
+        rows = torch.randint(len(self.places), (count,)) if learns else torch.arange(count) % len(self.places)
         stuff = self.stuff[rows]
         classes = torch.arange(self.patch_head.out_features - self.object_head.out_features, device=stuff.device)
         masks = (stuff[:, None] == classes[:, None, None]).float()

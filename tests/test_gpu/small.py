@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 
+import helpers
 import torch
 from helpers import cropr, small_vit
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
 
-DIFFICULTY = dict(type='DifficultyPruner', num_classes=3)
+DIFFICULTY = helpers.PRUNERS['difficulty']
 NO_PREFIX = dict(class_token=False, num_registers=0)
 WINDOWS = dict(window_size=3, global_blocks=[2])
 # What decides how attention is computed: everyone; windows with prefix tokens; windows that a kernel takes.
@@ -18,24 +19,8 @@ ATTENTION = {
     'windows alone': dict(arch=NO_PREFIX, **WINDOWS),
 }
 FAMILIES = ('vit', 'eva02', 'dinov2', 'dinov3')
-PRUNERS = {
-    'difficulty': DIFFICULTY,
-    'patch': cropr('PatchSegAuxHead'),
-    'squares': dict(type='CroprPruner', aux_head=dict(type='PatchSegAuxHead', num_classes=3, query_stride=2)),
-    'multi': cropr('MultiLabelAuxHead'),
-    'class': cropr('ClsAuxHead'),
-    'norm': cropr('MultiLabelAuxHead', pre_norm=True, qkv_proj=True),
-    'variance': dict(type='VariancePruner'),
-    'attention': dict(type='AttentionPruner'),
-}
-LABELS = {
-    'difficulty': ('map', 'boxes'),
-    'patch': ('map',),
-    'squares': ('map',),
-    'multi': ('map', 'boxes', 'label', 'score'),
-    'class': ('label', 'score'),
-    'norm': ('map',),
-}
+PRUNERS = {**helpers.PRUNERS, 'norm': cropr('MultiLabelAuxHead', pre_norm=True, qkv_proj=True)}
+LABELS = {**helpers.LABELS, 'norm': ('map',)}
 
 
 def pruned(pruner=DIFFICULTY, family='vit', **settings):

@@ -5,9 +5,10 @@ are of the CPU, as a PyTorch without CUDA neither indexes nor differentiates tho
 device about is answered as a GPU would.
 """
 
+import helpers
 import pytest
 import torch
-from helpers import cropr, small_vit, to_fake
+from helpers import LABELS, small_vit, to_fake
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from mmengine.utils import digit_version
 from torch._subclasses import FakeTensorMode
@@ -21,24 +22,8 @@ pytestmark = pytest.mark.skipif(
     reason='not every operator of older versions takes fake tensors',
 )
 
-DIFFICULTY = dict(type='DifficultyPruner', num_classes=3)
-PRUNERS = {
-    'difficulty': DIFFICULTY,
-    'patch': cropr('PatchSegAuxHead'),
-    'squares': dict(type='CroprPruner', aux_head=dict(type='PatchSegAuxHead', num_classes=3, query_stride=2)),
-    'multi': cropr('MultiLabelAuxHead'),
-    'class': cropr('ClsAuxHead'),
-    'random': dict(type='RandomPruner'),
-    'variance': dict(type='VariancePruner'),
-    'attention': dict(type='AttentionPruner'),
-}
-LABELS = {
-    'difficulty': ('map', 'boxes'),
-    'patch': ('map',),
-    'squares': ('map',),
-    'multi': ('map', 'boxes', 'label', 'score'),
-    'class': ('label', 'score'),
-}
+DIFFICULTY = helpers.PRUNERS['difficulty']
+PRUNERS = {**helpers.PRUNERS, 'random': dict(type='RandomPruner')}
 
 
 @pytest.fixture(autouse=True)
