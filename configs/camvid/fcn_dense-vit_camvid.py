@@ -1,6 +1,6 @@
 # The dense ViT with a linear head: what the pruned ones are measured against.
 _base_ = [
-    'mmseg::_base_/models/fcn_r50-d8.py',
+    '../_base_/small_fcn.py',
     '../_base_/photo_vit.py',
     '../_base_/datasets/camvid.py',
     '../_base_/sample_runtime.py',
@@ -10,14 +10,10 @@ patch_size = 6  # 40 × 40 tokens of a crop; the weights' patch embedding is res
 # left unreduced, so mmengine averages it: mmsegmentation's own mean with class weights fails on unlabelled pixels.
 class_weight = [0.88, 0.75, 3.67, 0.64, 1.69, 1.16, 3.35, 3.35, 1.49, 4.39, 6.70]
 loss = dict(type='CrossEntropyLoss', use_sigmoid=False, class_weight=class_weight, reduction='none')
-head = dict(in_channels=128, channels=128, in_index=0, num_convs=0, concat_input=False, dropout_ratio=0.0)
 model = dict(
-    data_preprocessor=dict(mean=[127.5] * 3, std=[58.0] * 3, size=_base_.crop_size),
-    pretrained=None,
+    data_preprocessor=dict(size=_base_.crop_size),
     backbone=dict(_delete_=True, **{**_base_.backbone, 'img_size': 240, 'patch_size': patch_size}),
-    neck=dict(type='TokenReinsertion'),
-    decode_head=dict(num_classes=11, norm_cfg=None, loss_decode=loss, **head),
-    auxiliary_head=None,
+    decode_head=dict(num_classes=11, loss_decode=loss),
     test_cfg=dict(mode='slide', crop_size=_base_.crop_size, stride=(120, 240)),  # 2 × 2 crops
 )
 max_iters = 1500
