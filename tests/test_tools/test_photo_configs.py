@@ -44,6 +44,7 @@ def test_keeps_40_tokens_trains_and_predicts(name, head, library, photos, monkey
         dataset = DATASETS.build(cfg[loader].dataset)
         assert len(dataset) == count
         batches[loader] = pseudo_collate([dataset[0], dataset[1]])
+        assert all(image.shape == (3, 64, 64) for image in batches[loader]['inputs'])
 
     model.train()
     CroprHook().attach(model)
