@@ -36,7 +36,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.device import get_device
 
-from cropr_mm.analysis.methods import GROUPS, apply_method, change, is_segmentation, own_method, parts_of
+from cropr_mm.analysis.methods import FROM_DENSE, GROUPS, apply_method, change, is_segmentation, own_method, parts_of
 from cropr_mm.benchmark.machine import describe_machine
 from cropr_mm.cli.arguments import plain_errors
 from cropr_mm.utils.checks import check_integer
@@ -196,7 +196,7 @@ def plan_run(args: argparse.Namespace, method: str, seed: int) -> Run:
     settings = repr(cfg.to_dict()).replace(str(ROOT), '') + ('amp' if args.amp else '')
     digest = hashlib.sha256(settings.encode()).hexdigest()
     base = args.own.get(method, (method, []))[0]
-    after = plan_run(args, 'dense', seed) if base != 'dense' and 'retrofit' in parts_of(base)[1] else None
+    after = plan_run(args, 'dense', seed) if base != 'dense' and FROM_DENSE.intersection(parts_of(base)[1]) else None
     run = Run(method, seed, args.work_dir / f'{method}-{seed}', cfg, digest, after)
     plan = run.folder / 'plan'
     if run.folder.is_dir() and not (plan.is_file() and plan.read_text() == digest):

@@ -152,8 +152,13 @@ def _no_curriculum(cfg: Config) -> None:
 
 
 def _retrofit(cfg: Config) -> None:
-    """Pruners alone, for half as long, in a dense model whose checkpoint is ``load_from``."""
+    """Pruners alone, for half as long, in a finished dense model."""
     _cropr_hook(cfg).retrofit = True
+    _finetune(cfg)
+
+
+def _finetune(cfg: Config) -> None:
+    """The whole of a finished dense model, for half as long."""
     key = 'max_iters' if 'max_iters' in cfg.train_cfg else 'max_epochs'
     whole = cfg.train_cfg[key]
     cfg.train_cfg[key] = whole // 2
@@ -189,8 +194,12 @@ CHANGES: dict[str, Callable[[Config], None]] = {
     'stride4': _option(f'{PRUNING}.pruner.aux_head.query_stride=4'),
     'balanced': _option(f'{PRUNING}.pruner.aux_head.balance=1.0'),
     'retrofit': _retrofit,
+    'finetune': _finetune,
 }
 """What may follow a pruner, in the order in which it is named."""
+
+FROM_DENSE = frozenset(['retrofit', 'finetune'])
+"""Changes that start from the checkpoint of a finished dense model (``load_from``)."""
 
 _SCALE = ('dense', 'oracle')  # what the others are measured against, with random
 GROUPS = {
@@ -202,7 +211,7 @@ GROUPS = {
     ),
     'returning': ('cropr-no-curriculum', 'cropr-exit', 'cropr-zero', 'cropr-mask-token'),
     'cheaper': ('cropr-half', 'cropr-patch-half', 'cropr-patch-stride2', 'cropr-patch-stride4'),
-    'retrofit': ('cropr-retrofit',),
+    'retrofit': ('cropr-retrofit', 'cropr-finetune', 'random-finetune'),
 }
 """Names for several methods at once."""
 

@@ -127,6 +127,13 @@ def test_rates_and_stages_keep_what_they_are_named_for(pruner, setting, blocks, 
     assert cfg.model.backbone.pruning.pruner.type == expected
 
 
+@pytest.mark.parametrize('method', GROUPS['retrofit'])
+def test_what_starts_from_a_dense_model_trains_half_as_long(method, base):
+    cfg = change(base, 'sample-seg', method)
+    assert cfg.train_cfg.max_iters == cfg.train_cfg.val_interval == cfg.param_scheduler[1].end == 300
+    assert cfg.custom_hooks[0].get('retrofit', False) == (method == 'cropr-retrofit')
+
+
 @pytest.mark.parametrize('keep', [{1: 0.5, 5: 0.25}, {'1': 0.5, '5': 0.25}])
 def test_a_stepwise_config_is_changed_as_well(keep, base):
     cfg = Config(base['sample-seg'].to_dict())
@@ -244,16 +251,17 @@ def run(monkeypatch, *more):
     compare.main()
 
 
-def test_a_run_that_fails_does_not_stop_the_others(tools, tmp_path, monkeypatch, capsys):
-    argv = ('seg', '--methods', 'cropr-retrofit', '--seeds', 0, 1, 2, '--jobs', 2, '--work-dir', tmp_path, '--amp')
+@pytest.mark.parametrize('method', GROUPS['retrofit'])
+def test_a_run_that_fails_does_not_stop_the_others(method, tools, tmp_path, monkeypatch, capsys):
+    argv = ('seg', '--methods', method, '--seeds', 0, 1, 2, '--jobs', 2, '--work-dir', tmp_path, '--amp')
     with pytest.raises(SystemExit, match=r'1 of 3 runs failed:\ndense, seed 1: tools/train\.py ended .*no memory'):
         run(monkeypatch, *argv)
     content = json.loads((tmp_path / 'results.json').read_text())
-    assert [(r['method'], r['seed']) for r in content['results']] == [('cropr-retrofit', 0), ('cropr-retrofit', 2)]
+    assert [(r['method'], r['seed']) for r in content['results']] == [(method, 0), (method, 2)]
     assert content['command'].startswith('tools/compare.py seg') and 'torch' in content and content['amp']
     assert content['results'][0]['mIoU'] == 50 and content['results'][0]['seconds_per_iteration'] == 0.5
-    retrofits = [more for tool, cfg, more in tools if tool == 'train.py' and cfg.get('custom_hooks')]
-    assert f'load_from={tmp_path}/dense-0/iter.pth' in retrofits[0] + retrofits[1]
+    pruned = [more for tool, cfg, more in tools if tool == 'train.py' and cfg.get('custom_hooks')]
+    assert f'load_from={tmp_path}/dense-0/iter.pth' in pruned[0] + pruned[1]
     assert all('--amp' in more for tool, _, more in tools if tool == 'train.py')
 
     tools.clear()  # what is finished is not repeated
@@ -262,8 +270,8 @@ def test_a_run_that_fails_does_not_stop_the_others(tools, tmp_path, monkeypatch,
     assert {cfg.randomness.seed for _, cfg, _ in tools} == {1}
     tools.clear()
     capsys.readouterr()
-    run(monkeypatch, 'seg', '--methods', 'dense', 'cropr-retrofit', '--work-dir', tmp_path, '--table')
-    assert not tools and '| cropr-retrofit | 50.0 (50.0–50.0) |' in capsys.readouterr().out
+    run(monkeypatch, 'seg', '--methods', 'dense', method, '--work-dir', tmp_path, '--table')
+    assert not tools and f'| {method} | 50.0 (50.0–50.0) |' in capsys.readouterr().out
 
 
 def test_objects_and_classes_are_read_from_the_log(tools, tmp_path, monkeypatch):
