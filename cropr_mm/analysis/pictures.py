@@ -45,10 +45,10 @@ def take_pictures(model: nn.Module, batch: dict[str, Any]) -> list[TokenPicture]
     """
     from PIL import Image
 
-    predictions, exits, _, samples = predict_with_routing(model, batch)
+    routed = predict_with_routing(model, batch)
     patch_size = find_backbone(model).patch_size
     pictures = []
-    for prediction, sample, exit_map in zip(predictions, samples, exits):
+    for prediction, sample, exit_map in zip(routed.predictions, routed.samples, routed.deepest(patch_size)):
         height, width = sample.img_shape[:2]
         with Image.open(sample.img_path) as file:
             image = np.asarray(file.convert('RGB').resize((width, height), Image.Resampling.BICUBIC))

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from ..models import CroprViT
 from ..models.cropr_vit import find_backbone
-from ..models.pruning.oracle import object_share
+from ..models.pruning.oracle import at_batch_size, in_patches, object_pixels, whole_patches
 from ..models.pruning.supervision.targets import class_shares, label_map
+from ..utils.sliding import Window, prediction_windows
 
 KEPT = -1
 """In a map of exits: the token was never pruned."""
@@ -23,34 +24,34 @@ KEPT = -1
 
 @dataclass
 class Routing:
-    """Exits in one forward pass of a backbone.
+    """Exits in the forward passes of a backbone.
 
     Attributes:
-        pruned: block → positions (B, R) of the patch tokens pruned after it.
+        passes: one per forward pass: block → positions (B, R) of the patch tokens pruned after it.
     """
 
-    pruned: dict[int, Tensor] = field(default_factory=dict)
+    passes: list[dict[int, Tensor]] = field(default_factory=list)
 
-    def exits(self, batch: int, grid: tuple[int, int]) -> Tensor:
-        """Map of exits: (B, H, W) int64, the block after which each token was pruned, or ``KEPT``."""
+    def exits(self, batch: int, grid: tuple[int, int], index: int = -1) -> Tensor:
+        """Map of exits of one pass: (B, H, W) int64, the block after which each token was pruned, or ``KEPT``."""
         exits = torch.full((batch, grid[0] * grid[1]), KEPT)
-        for block, positions in self.pruned.items():
+        for block, positions in self.passes[index].items():
             exits.scatter_(1, positions.cpu(), block)
         return exits.unflatten(1, grid)
 
 
 @contextmanager
 def record_routing(backbone: CroprViT) -> Iterator[Routing]:
-    """Record the exits of the forward passes inside the ``with``; each pass replaces the one before."""
+    """Record the exits of the forward passes inside the ``with``."""
     routing = Routing()
 
-    def forget(*_: Any) -> None:
-        routing.pruned.clear()
+    def begin(*_: Any) -> None:
+        routing.passes.append({})
 
     def listen(block: int, kept: Tensor, pruned: Tensor) -> None:
-        routing.pruned[block] = pruned
+        routing.passes[-1][block] = pruned
 
-    handle = backbone.register_forward_pre_hook(forget)
+    handle = backbone.register_forward_pre_hook(begin)
     backbone.prune_listeners.append(listen)
     try:
         yield routing
@@ -59,13 +60,41 @@ def record_routing(backbone: CroprViT) -> Iterator[Routing]:
         handle.remove()
 
 
-def predict_with_routing(model: Any, batch: dict[str, Any]) -> tuple[Any, Tensor, Tensor, list[Any]]:
-    """Run one batch of a data loader through a model of mmseg or mmdet.
+class Routed(NamedTuple):
+    """What the model did with one batch.
 
-    Returns:
-        The model's predictions, the map of exits (B, H, W), the preprocessed images, and the data samples as
-        the model got them.
+    Attributes:
+        predictions: the model's.
+        samples: the data samples as the model got them.
+        size: (H, W) of the batch.
+        windows: what each forward pass of the backbone saw of it: all, or one of mmsegmentation's sliding windows.
+        exits: of each pass, the map of exits (B, h, w).
     """
+
+    predictions: Any
+    samples: list[Any]
+    size: tuple[int, int]
+    windows: list[Window]
+    exits: list[Tensor]
+
+    def deepest(self, patch_size: int) -> Tensor:
+        """One map of exits (B, H, W): of several windows with the same patch, the one in which it went deepest.
+
+        Windows that begin inside a patch are moved to the nearest one.
+        """
+        grid = [-(-side // patch_size) for side in self.size]
+        depth = torch.full((len(self.samples), *grid), KEPT - 1)
+        for window, exits in zip(self.windows, self.exits):
+            top, left = (round(part.start / patch_size) for part in window)
+            place = depth[:, top : top + exits.shape[1], left : left + exits.shape[2]]
+            exits = exits[:, : place.shape[1], : place.shape[2]]
+            later = (exits == KEPT) | ((place != KEPT) & (exits > place))
+            place.copy_(torch.where(later, exits, place))
+        return depth
+
+
+def predict_with_routing(model: Any, batch: dict[str, Any]) -> Routed:
+    """Run one batch of a data loader through a model of mmseg or mmdet."""
     backbone = find_backbone(model)
     device = next(model.parameters()).device
     model.data_preprocessor.to(device)
@@ -73,8 +102,11 @@ def predict_with_routing(model: Any, batch: dict[str, Any]) -> tuple[Any, Tensor
         data = model.data_preprocessor(batch, False)
         samples = [sample.clone() for sample in data['data_samples']]
         predictions = model(**data, mode='predict')
-    images = data['inputs']
-    return predictions, routing.exits(len(images), backbone.grid_of(*images.shape[-2:])), images, samples
+    height, width = data['inputs'].shape[-2:]
+    windows = prediction_windows(model, (height, width))
+    grids = [backbone.grid_of(rows.stop - rows.start, columns.stop - columns.start) for rows, columns in windows]
+    exits = [routing.exits(len(samples), grid, i) for i, grid in enumerate(grids)]
+    return Routed(predictions, samples, (height, width), windows, exits)
 
 
 def routing_shares(
@@ -86,7 +118,8 @@ def routing_shares(
     """Share of the tokens on objects, and of those on background, that reach each block; and of each class.
 
     A token is on an object where objects cover at least half of its patch. It counts for each class by the share
-    of its patch that the class covers; what no instance covers counts for ``background``.
+    of its patch that the class covers; what no instance covers counts for ``background``. Where sliding windows
+    overlap, a patch counts once for each of them.
 
     Args:
         model: a model of mmseg or mmdet with a CroprViT, in evaluation mode.
@@ -111,21 +144,23 @@ def routing_shares(
     class_total = torch.zeros(len(names), dtype=torch.float64)
     count = 0
     for batch in batches:
-        _, exits, _, samples = predict_with_routing(model, batch)
-        grid = (exits.shape[1], exits.shape[2])
-        share = torch.stack([object_share(s, grid, backbone.patch_size, object_classes).cpu() for s in samples])
-        exits = exits.flatten(1)
-        exits = torch.where(exits == KEPT, depth, exits)
-        there = torch.stack([exits >= block for block in range(depth)], dim=-1)  # (B, patches, blocks)
-        if backbone.fusion:
-            there[..., -1] = True
-        for row, group in enumerate((share >= 0.5, share < 0.5)):
-            total[row] += group.sum()
-            reached[row] += there[group].sum(dim=0)
-        if classes:
-            covered = torch.stack([_covered(s, grid, backbone.patch_size, len(classes)).cpu() for s in samples])
-            class_total += covered.sum(dim=(0, 1))
-            class_reached += torch.einsum('bpc,bpd->cd', covered, there.to(covered))
+        routed = predict_with_routing(model, batch)
+        samples, size = routed.samples, routed.size
+        objects = torch.stack([object_pixels(s, size, object_classes).cpu() for s in samples])
+        labels = [_class_pixels(s, size, len(classes)) for s in samples if classes]
+        for window, exits in zip(routed.windows, routed.exits):
+            exits = torch.where(exits == KEPT, depth, exits).flatten(1)
+            there = torch.stack([exits >= block for block in range(depth)], dim=-1)  # (B, patches, blocks)
+            if backbone.fusion:
+                there[..., -1] = True
+            share = in_patches(objects[(..., *window)], backbone.patch_size).flatten(1)
+            for row, group in enumerate((share >= 0.5, share < 0.5)):
+                total[row] += group.sum()
+                reached[row] += there[group].sum(dim=0)
+            for sample, pixels in enumerate(labels):
+                covered = _class_shares(pixels[(..., *window)], backbone.patch_size, len(classes))
+                class_total += covered.sum(dim=0)
+                class_reached += torch.einsum('pc,pd->cd', covered, there[sample].to(covered))
         count += len(samples)
     if not count:
         raise ValueError('the data loader gave no batch')
@@ -143,12 +178,11 @@ def routing_shares(
     )
 
 
-def _covered(sample: Any, grid: tuple[int, int], patch_size: int, num_classes: int) -> Tensor:
-    """Share of each patch that each class covers, (H * W, C + 1) float64; the last column is no instance's.
+def _class_pixels(sample: Any, size: tuple[int, int], num_classes: int) -> Tensor:
+    """Label map (H, W) int64 in which C stands for padding and what has no label; of instances (C + 1, H, W) bool.
 
-    Instances of several classes may lie over the same pixels. Padding, and what has no label, is nobody's.
+    Instances of several classes may lie over the same pixels. The last of their maps is no instance's.
     """
-    size = (grid[0] * patch_size, grid[1] * patch_size)
     if 'gt_instances' in sample and 'masks' in sample.gt_instances:
         masks, labels = sample.gt_instances.masks, sample.gt_instances.labels.cpu()
         stack = torch.as_tensor(masks.to_ndarray() if hasattr(masks, 'to_ndarray') else masks).bool().cpu()
@@ -157,20 +191,18 @@ def _covered(sample: Any, grid: tuple[int, int], patch_size: int, num_classes: i
         for label in set(labels.tolist()):
             planes[label] = stack[labels == label].any(dim=0)
         planes[-1] = ~planes[:-1].any(dim=0)
-        pixels = _at_batch_size(planes[None].float(), sample, size, 0)[0]
-        return F.avg_pool2d(pixels, patch_size).flatten(1).t().double()
+        return at_batch_size(planes.float(), sample, size, 0).bool()
     label = label_map(sample, 'routing_shares').cpu().float()
-    label = _at_batch_size(label[None], sample, size, num_classes)[0, 0].long()
-    label = torch.where((label < 0) | (label > num_classes), num_classes, label)
+    label = at_batch_size(label, sample, size, num_classes)[0].long()
+    return torch.where((label < 0) | (label > num_classes), num_classes, label)
+
+
+def _class_shares(pixels: Tensor, patch_size: int, num_classes: int) -> Tensor:
+    """Share of each patch that each class covers, (N, C + 1) float64; the last column is no instance's."""
+    if pixels.ndim == 3:
+        return in_patches(pixels.float(), patch_size).flatten(1).t().double()
+    label = whole_patches(pixels, patch_size, num_classes)
     return F.pad(class_shares(label, patch_size, num_classes, num_classes), (0, 1)).double()
-
-
-def _at_batch_size(pixels: Tensor, sample: Any, size: tuple[int, int], fill: float) -> Tensor:
-    """Labels (1, C, H, W) at the size of the padded image: test pipelines leave them at that of the file."""
-    meta = sample.metainfo
-    if 'img_shape' in meta and tuple(pixels.shape[-2:]) == tuple(meta.get('ori_shape', ())[:2]):
-        pixels = F.interpolate(pixels, size=tuple(meta['img_shape'][:2]), mode='nearest')
-    return F.pad(pixels, (0, size[1] - pixels.shape[-1], 0, size[0] - pixels.shape[-2]), value=fill)
 
 
 def routing_overlap(model: nn.Module, other: nn.Module, batches: Iterable[dict[str, Any]]) -> dict[int, float]:
@@ -190,16 +222,18 @@ def routing_overlap(model: nn.Module, other: nn.Module, batches: Iterable[dict[s
     both = dict.fromkeys(blocks, 0)
     kept = dict.fromkeys(blocks, 0)
     for batch in batches:
-        exits, others = (predict_with_routing(m, copy.deepcopy(batch))[1] for m in (model, other))
-        if exits.shape != others.shape or blocks != _blocks_with_pruners(other):
+        one, two = (predict_with_routing(m, copy.deepcopy(batch)) for m in (model, other))
+        grids = [[tuple(exits.shape[1:]) for exits in routed.exits] for routed in (one, two)]
+        if grids[0] != grids[1] or blocks != _blocks_with_pruners(other):
             raise ValueError(
-                f'the models prune after blocks {blocks} of a grid {tuple(exits.shape[1:])} and after '
-                f'{_blocks_with_pruners(other)} of {tuple(others.shape[1:])}; the same are expected'
+                f'the models prune after blocks {blocks} of grids {grids[0]} and after {_blocks_with_pruners(other)} '
+                f'of {grids[1]}; the same are expected'
             )
         for block in blocks:
-            mine, theirs = ((m == KEPT) | (m > block) for m in (exits, others))
-            both[block] += int((mine & theirs).sum())
-            kept[block] += int(mine.sum())
+            for exits in zip(one.exits, two.exits):
+                mine, theirs = ((m == KEPT) | (m > block) for m in exits)
+                both[block] += int((mine & theirs).sum())
+                kept[block] += int(mine.sum())
     if not kept or not all(kept.values()):
         raise ValueError('no pruner removes a token, or the data loader gave no batch')
     return {block: both[block] / kept[block] for block in blocks}

@@ -13,7 +13,8 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..models.pruning.oracle import OraclePruner, object_share
+from ..models.pruning.oracle import OraclePruner, in_patches, object_pixels
+from ..utils.sliding import prediction_windows
 from .checks import unwrap
 
 
@@ -45,17 +46,19 @@ class OracleHook(Hook):
         def hand_over(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             call = inspect.signature(module.forward).bind(*args, **kwargs).arguments
             images, samples = call['inputs'], call.get('data_samples') or []
-            grid = backbone.grid_of(*images.shape[-2:])
-            shares = [object_share(s, grid, backbone.patch_size, self.object_classes) for s in samples]
-            whole = torch.stack(shares).unflatten(1, grid) if shares else None
-            parts[:] = [whole]
-            if whole is not None and call.get('mode') == 'predict':
-                parts[:] = [whole[..., rows, columns] for rows, columns in _windows(module, images.shape[-2:])]
+            if not samples:
+                parts[:] = [None]
+                return
+            size = images.shape[-2:]
+            pixels = torch.stack([object_pixels(sample, size, self.object_classes) for sample in samples])
+            parts[:] = [pixels]
+            if call.get('mode') == 'predict':
+                parts[:] = [pixels[(..., *window)] for window in prediction_windows(module, size)]
 
         def next_part(module: nn.Module, args: tuple[Any, ...]) -> None:
             part = parts.pop(0) if len(parts) > 1 else parts[0]
             for pruner in pruners:
-                pruner.share = None if part is None else part.flatten(1)
+                pruner.share = None if part is None else in_patches(part, backbone.patch_size).flatten(1)
 
         parts: list[Tensor | None] = [None]  # what the next calls of the backbone see
         for handle in self._handles:
@@ -64,21 +67,3 @@ class OracleHook(Hook):
             model.register_forward_pre_hook(hand_over, with_kwargs=True),
             backbone.register_forward_pre_hook(next_part),
         ]
-
-
-def _windows(model: Any, size: Sequence[int]) -> list[tuple[slice, slice]]:
-    """Rows and columns of the patch grid that each call of the backbone sees: mmsegmentation's sliding windows."""
-    settings = getattr(model, 'test_cfg', None) or {}
-    patch = model.backbone.patch_size
-    if settings.get('mode') != 'slide':
-        return [(slice(None), slice(None))]
-    axes = []
-    for length, crop, stride in zip(size, settings['crop_size'], settings['stride']):
-        count = max(length - crop + stride - 1, 0) // stride + 1
-        starts = [max(min(i * stride, length - crop), 0) for i in range(count)]
-        if any(start % patch for start in starts):
-            raise ValueError(
-                f'OracleHook: test_cfg has windows from pixels {starts}; multiples of patch_size={patch} are expected'
-            )
-        axes.append([slice(start // patch, -(-min(start + crop, length) // patch)) for start in starts])
-    return [(rows, columns) for rows in axes[0] for columns in axes[1]]

@@ -1,12 +1,14 @@
 """Maps of exits, and the shares that reach each block."""
 
+from types import MappingProxyType
+
 import pytest
 import torch
 from helpers import cropr, seg_sample, small_vit
 from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement, InstanceData
 
-from cropr_mm.analysis.routing import KEPT, record_routing, routing_overlap, routing_shares
+from cropr_mm.analysis.routing import KEPT, predict_with_routing, record_routing, routing_overlap, routing_shares
 from cropr_mm.models.cropr_vit import find_backbone
 
 PRUNING = dict(rate=8, pruner=cropr())
@@ -15,8 +17,9 @@ PRUNING = dict(rate=8, pruner=cropr())
 def test_exits_count_what_the_schedule_says():
     model = small_vit(pruning=PRUNING).eval()
     with torch.no_grad(), record_routing(model) as routing:
-        for _ in range(2):  # the second pass replaces the first
+        for _ in range(2):
             model(torch.randn(3, 3, 24, 24))
+    assert len(routing.passes) == 2
     exits = routing.exits(3, (6, 6))
     counts = model.schedule.counts((6, 6), 1)
     for block, count in zip(model.schedule.blocks, counts):
@@ -90,6 +93,52 @@ def test_instances_may_share_pixels_and_the_rest_is_background():
     shares = routing_shares(model, [dict(inputs=torch.randn(1, 3, 24, 24), data_samples=[sample])], None, ['a', 'b'])
     assert shares['class_tokens'] == {'a': 6, 'b': 12, 'background': 24}
     assert shares['classes']['background'] == pytest.approx(shares['background'])
+
+
+class Slider(Segmentor):
+    """Predicts in the windows of mmsegmentation's ``slide`` mode: here from columns 0, 10 and 12."""
+
+    test_cfg = MappingProxyType(dict(mode='slide', crop_size=(24, 24), stride=(24, 10)))
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        self.crops = [inputs[..., left : left + 24] for left in (0, 10, 12)]
+        for crop in self.crops:
+            self.backbone(crop)
+        return data_samples
+
+
+def test_each_sliding_window_counts_with_the_labels_of_its_crop():
+    model, label = Slider(PRUNING).eval(), torch.randint(0, 3, (24, 36))
+    image, sample = torch.randn(1, 3, 24, 36), seg_sample(label)
+    shares = routing_shares(model, [dict(inputs=image, data_samples=[sample])], [1], ['a', 'b', 'c'])
+    routed = predict_with_routing(model, dict(inputs=image, data_samples=[sample]))
+    reached, total, on_objects = torch.zeros(3, 5, dtype=torch.float64), torch.zeros(3, dtype=torch.float64), 0
+    for left, crop in zip((0, 10, 12), model.crops):
+        with torch.no_grad(), record_routing(model.backbone) as routing:
+            model.backbone(crop)
+        exits = routing.exits(1, (6, 6))[0]
+        for y in range(6):
+            for x in range(6):
+                patch = label[y * 4 : y * 4 + 4, left + x * 4 : left + x * 4 + 4]
+                on_objects += int((patch == 1).sum() >= 8)
+                for name in range(3):
+                    covered = (patch == name).sum() / 16
+                    total[name] += covered
+                    for block in range(5):
+                        reached[name, block] += covered * bool(exits[y, x] in (KEPT, 4) or exits[y, x] >= block)
+    reached[:, -1] = total  # Last Layer Fusion
+    for name, row, tokens in zip('abc', reached, total):
+        assert shares['class_tokens'][name] == pytest.approx(float(tokens))
+        assert shares['classes'][name] == pytest.approx((row / tokens).tolist())
+    assert shares['object_tokens'] == on_objects and shares['object_tokens'] + shares['background_tokens'] == 108
+
+    deepest = routed.deepest(4)[0]
+    assert deepest.shape == (6, 9) and deepest.min() >= KEPT
+    parts = [torch.where(exits[0] == KEPT, 5, exits[0]) for exits in routed.exits]
+    for x in range(9):  # 10 pixels are 2 patches and a half, which rounds to 2
+        seen = [part[:, x - left] for part, left in zip(parts, (0, 2, 3)) if 0 <= x - left < 6]
+        expected = torch.stack(seen).amax(dim=0)
+        assert torch.equal(torch.where(deepest[:, x] == KEPT, 5, deepest[:, x]), expected)
 
 
 def test_labels_at_the_size_of_the_file_count_at_that_of_the_batch():

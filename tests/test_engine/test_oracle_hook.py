@@ -70,6 +70,7 @@ def labelled(size, count=2):
         ((24, 48), (24, 24), (24, 12), 3),
         ((40, 32), (24, 24), (12, 8), 6),  # the last rows and columns are drawn back to the edge
         ((24, 20), (24, 24), (16, 16), 1),  # an image narrower than a window
+        ((24, 48), (24, 24), (24, 10), 4),  # windows that begin inside a patch of the whole image
     ],
 )
 def test_each_window_gets_the_labels_of_its_crop(size, crop, stride, count):
@@ -92,14 +93,3 @@ def test_without_windows_the_whole_image_counts(crop, mode):
     model(torch.randn(2, 3, 24, 32), samples, mode=mode)
     (share,) = model.shares
     torch.testing.assert_close(share, F.avg_pool2d((labels > 0).float()[:, None], 4).flatten(1))
-
-
-@pytest.mark.parametrize(
-    'size, stride, starts', [((24, 48), (24, 10), r'\[0, 10, 20, 24\]'), ((24, 34), (24, 12), r'\[0, 10\]')]
-)
-def test_windows_off_the_patch_grid_are_named(size, stride, starts):
-    model = Slider((24, 24), stride).eval()
-    OracleHook(object_classes=[1, 2]).attach(model)
-    message = f'OracleHook: test_cfg has windows from pixels {starts}; multiples of patch_size=4 are expected'
-    with pytest.raises(ValueError, match=message):
-        model(torch.randn(1, 3, *size), labelled(size, 1)[1], mode='predict')

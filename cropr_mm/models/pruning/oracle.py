@@ -19,20 +19,17 @@ from .base import BasePruner, Context
 from .supervision.targets import label_map
 
 
-def object_share(
-    sample: Any, grid: tuple[int, int], patch_size: int, object_classes: Sequence[int] | None = None
-) -> Tensor:
-    """Share of each patch that objects cover.
+def object_pixels(sample: Any, size: Sequence[int], object_classes: Sequence[int] | None = None) -> Tensor:
+    """Where objects are in an image.
 
     Args:
         sample: a data sample with ``gt_instances.masks`` (detection: all instances are objects) or
             ``gt_sem_seg`` (segmentation: the classes in ``object_classes`` are).
-        grid: (H, W), the patch grid of the padded image.
-        patch_size: pixels per patch side.
+        size: (H, W) of the batch.
         object_classes: label values of objects; needed with ``gt_sem_seg`` alone.
 
     Returns:
-        (H * W,) float32, 0 to 1, in raster order.
+        (H, W) float32, 1 on objects and 0 elsewhere, padding included.
 
     Raises:
         ValueError: the sample has neither masks nor, with ``object_classes``, a label map.
@@ -42,18 +39,30 @@ def object_share(
         stack = torch.as_tensor(masks.to_ndarray() if hasattr(masks, 'to_ndarray') else masks)
         covered = stack.bool().any(dim=0) if len(stack) else torch.zeros(sample.img_shape[:2], dtype=torch.bool)
     elif 'gt_sem_seg' in sample and object_classes is not None:
-        label = label_map(sample, 'object_share')[0]
+        label = label_map(sample, 'object_pixels')[0]
         covered = torch.isin(label, torch.tensor(list(object_classes), device=label.device))
     else:
-        raise ValueError('object_share needs gt_instances with masks, or gt_sem_seg and object_classes')
-    pixels = covered.float()[None, None]
-    height, width = grid[0] * patch_size, grid[1] * patch_size
-    # Test pipelines leave the labels at the size of the file, training ones at that of the batch.
-    meta, size = sample.metainfo, tuple(pixels.shape[-2:])
-    if 'img_shape' in meta and size == tuple(meta.get('ori_shape', ())[:2]):
+        raise ValueError('object_pixels needs gt_instances with masks, or gt_sem_seg and object_classes')
+    return at_batch_size(covered.float()[None], sample, size, 0)[0]
+
+
+def at_batch_size(pixels: Tensor, sample: Any, size: Sequence[int], fill: float) -> Tensor:
+    """Labels (C, H, W) at the size of the batch: test pipelines leave them at that of the file."""
+    meta, pixels = sample.metainfo, pixels[None]
+    if 'img_shape' in meta and tuple(pixels.shape[-2:]) == tuple(meta.get('ori_shape', ())[:2]):
         pixels = F.interpolate(pixels, size=tuple(meta['img_shape'][:2]), mode='nearest')
-    pixels = F.pad(pixels, (0, width - pixels.shape[-1], 0, height - pixels.shape[-2]))
-    return F.avg_pool2d(pixels, patch_size).flatten()
+    return F.pad(pixels, (0, size[1] - pixels.shape[-1], 0, size[0] - pixels.shape[-2]), value=fill)[0]
+
+
+def in_patches(pixels: Tensor, patch_size: int) -> Tensor:
+    """Maps (B, H, W) → their mean over each patch, (B, h, w); what a patch has beyond the border counts as 0."""
+    return F.avg_pool2d(whole_patches(pixels, patch_size, 0), patch_size)
+
+
+def whole_patches(pixels: Tensor, patch_size: int, fill: float) -> Tensor:
+    """Pad maps (…, H, W) to whole patches."""
+    height, width = pixels.shape[-2:]
+    return F.pad(pixels, (0, -width % patch_size, 0, -height % patch_size), value=fill)
 
 
 @MODELS.register_module()
