@@ -10,7 +10,7 @@ strides = [4, 8, 16]
 extractor = dict(out_channels=64, featmap_strides=strides, finest_scale=16)  # up to 32 pixels: the finest level
 model = dict(
     data_preprocessor=dict(mean=[127.5] * 3, std=[58.0] * 3),
-    backbone=dict(_delete_=True, **dict(_base_.backbone, img_size=256, patch_size=patch_size)),
+    backbone=dict(_delete_=True, **dict(_base_.backbone, img_size=192, patch_size=patch_size)),
     neck=[
         dict(type='TokenReinsertion'),
         dict(type='SimpleFeaturePyramid', in_channels=128, out_channels=64, in_stride=patch_size, strides=strides),
@@ -28,7 +28,7 @@ model = dict(
     test_cfg=dict(rpn=dict(nms_pre=1000, max_per_img=1000), rcnn=dict(max_per_img=300)),
 )
 default_hooks = dict(visualization=dict(type='DetVisualizationHook'))
-max_iters = 1000
+max_iters = 600
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),

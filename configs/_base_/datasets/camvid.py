@@ -14,7 +14,7 @@ palette = [
 ]
 # What is small or hard, for the oracle: pole, sign, fence, car, pedestrian, bicyclist.
 object_classes = [2, 6, 7, 8, 9, 10]
-crop_size = (240, 240)
+crop_size = (144, 144)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations'),

@@ -6,7 +6,7 @@ data_hint = (
     'tools/dataset_converters/nuclei.py stage1_train.zip data/nuclei (configs/nuclei/README.md)'
 )
 data_root = 'data/nuclei/'
-size = (256, 256)
+size = (192, 192)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
@@ -18,7 +18,7 @@ train_pipeline = [
                 dict(type='RandomCrop', crop_size=(side, side), recompute_bbox=True, allow_negative_crop=True),
                 dict(type='Resize', scale=size),
             ]
-            for side in (204, 228, 256, 284, 320)
+            for side in (153, 171, 192, 213, 240)
         ],
     ),
     dict(type='RandomFlip', prob=[0.25] * 3, direction=['horizontal', 'vertical', 'diagonal']),
@@ -35,7 +35,7 @@ dataset = dict(data_root=data_root, metainfo=dict(classes=('nucleus',), palette=
 training = dict(ann_file='instances_train.json', data_prefix=dict(img='images/train/'))
 validation = dict(ann_file='instances_val.json', data_prefix=dict(img='images/val/'))
 train_dataloader = dict(
-    batch_size=8,
+    batch_size=4,
     sampler=dict(_delete_=True, type='InfiniteSampler'),
     batch_sampler=None,
     dataset=dict(**dataset, **training, pipeline=train_pipeline),
