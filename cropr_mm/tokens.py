@@ -40,9 +40,9 @@ def take_rows(x: Tensor, rows: Tensor) -> Tensor:
 
 def flat_rows(rows: Tensor, length: int) -> Tensor:
     """Rows (B, K) of samples that have ``length`` rows each, as rows of the flattened batch."""
-    if len(rows) == 1:
+    if rows.shape[0] == 1:
         return rows
-    return rows + torch.arange(0, len(rows) * length, length, device=rows.device).unsqueeze(1)
+    return rows + torch.arange(0, rows.shape[0] * length, length, device=rows.device).unsqueeze(1)
 
 
 def take_flat_rows(x: Tensor, rows: Tensor) -> Tensor:
@@ -162,8 +162,8 @@ def restore(tokens: Tokens, removed: Sequence[Removed], order: Tensor) -> Tokens
     Returns:
         P + N tokens, in that order in every sample.
     """
-    x, row = _rows_by_position(tokens, removed, len(order))
-    return Tokens(take_rows(x, row.index_select(1, order)), order.expand(len(x), -1), tokens.num_prefix)
+    x, row = _rows_by_position(tokens, removed, order.shape[0])
+    return Tokens(take_rows(x, row.index_select(1, order)), order.expand(x.shape[0], -1), tokens.num_prefix)
 
 
 def _rows_by_position(tokens: Tokens, removed: Sequence[Removed], positions: int) -> tuple[Tensor, Tensor]:
@@ -174,7 +174,7 @@ def _rows_by_position(tokens: Tokens, removed: Sequence[Removed], positions: int
         x = torch.cat([x, *(values for values, _ in own)], dim=1)
         position = torch.cat([position, *(where for _, where in own)], dim=1)
     rows = torch.arange(position.shape[1], device=position.device).expand_as(position)
-    row = position.new_zeros(len(position), positions).scatter_(1, position, rows)
+    row = position.new_zeros(position.shape[0], positions).scatter_(1, position, rows)
     shared = shared_positions(removed, positions)
     return x, row if shared is None else row.gather(1, shared)
 
@@ -186,7 +186,7 @@ def shared_positions(removed: Sequence[Removed], positions: int) -> Tensor | Non
         if owner is None:
             continue
         if shared is None:
-            shared = torch.arange(positions, device=position.device).expand(len(position), -1)
+            shared = torch.arange(positions, device=position.device).expand(position.shape[0], -1)
         # The last merge first: the owner may have been merged itself later on.
         shared = shared.scatter(1, position, shared.gather(1, owner))
     return shared
@@ -310,7 +310,7 @@ class SparseFeature:
         for position, x in [(self.position, self.tokens), *((part.position, part.x) for part in self.removed if exits)]:
             if x is not None:
                 dense = dense.index_copy(0, flat_rows(position, self.num_positions).flatten(), x.flatten(0, 1))
-        dense = dense.view(len(self.tokens), self.num_positions, -1)
+        dense = dense.view(self.tokens.shape[0], self.num_positions, -1)
         shared = shared_positions(self.removed, self.num_positions)
         return dense if shared is None else take_rows(dense, shared)
 
@@ -318,4 +318,4 @@ class SparseFeature:
         """(B * N, C), the same value everywhere."""
         channels = self.tokens.shape[2]
         value = self.tokens.new_zeros(channels) if isinstance(fill, str) else fill.to(self.tokens.dtype)
-        return value.expand(len(self.tokens) * self.num_positions, channels)
+        return value.expand(self.tokens.shape[0] * self.num_positions, channels)

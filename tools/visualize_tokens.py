@@ -8,7 +8,6 @@ python tools/visualize_tokens.py CONFIG CHECKPOINT --image photo.jpg --out token
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from mmengine.registry import DATASETS
 from cropr_mm.analysis.pictures import draw_pictures, take_pictures
 from cropr_mm.cli.arguments import add_run_arguments, plain_errors
 from cropr_mm.cli.config import load_config
-from cropr_mm.cli.inputs import check_data
+from cropr_mm.cli.inputs import check_data, check_images
 from cropr_mm.cli.model import load_model
 from cropr_mm.models.cropr_vit import find_backbone
 
@@ -43,20 +42,6 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def check_images(files: list[str]) -> None:
-    """See that the files are images, before a model is built."""
-    from PIL import Image
-
-    for file in files:
-        if not Path(file).is_file():
-            raise FileNotFoundError(f'--image {file!r}: no such file')
-        try:
-            with Image.open(file) as image:
-                image.load()
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow's decoders raise
-            raise ValueError(f'--image {file!r}: no image that can be read ({error})') from error
-
-
 def image_inputs(cfg: Config, files: list[str]) -> list[dict[str, Any]]:
     """Inputs from image files, through the test pipeline without its labels."""
     steps = [step for step in cfg.test_dataloader.dataset.pipeline if not step['type'].startswith('LoadAnn')]
@@ -78,7 +63,7 @@ def main() -> None:
     args = parse_args()
     with plain_errors():
         cfg = load_config(args)
-        check_images(args.image or [])
+        check_images('--image', args.image or [])
         model = load_model(cfg, args.checkpoint)
         schedule = find_backbone(model).schedule
         if args.image:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
@@ -87,3 +88,22 @@ def _pretrained(part: Any, key: str) -> Iterator[tuple[str, Any]]:
     elif isinstance(part, (list, tuple)):
         for i, value in enumerate(part):
             yield from _pretrained(value, f'{key}[{i}]')
+
+
+def check_images(option: str, files: Sequence[str]) -> None:
+    """See that the files that an option names are images, before a model is built.
+
+    Raises:
+        FileNotFoundError: one is not there.
+        ValueError: one is no image that can be read.
+    """
+    from PIL import Image
+
+    for file in files:
+        if not Path(file).is_file():
+            raise FileNotFoundError(f'{option} {file!r}: no such file')
+        try:
+            with Image.open(file) as image:
+                image.load()
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow's decoders raise
+            raise ValueError(f'{option} {file!r}: no image that can be read ({error})') from error

@@ -221,7 +221,7 @@ class PlainViT(BaseModule):
                 f'{type(self).__name__}: images of {found}; a batch (B, {self.in_channels}, H, W) is expected'
             )
         x, grid = self.patch_embed(images)
-        prefix = [token.expand(len(x), -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
+        prefix = [token.expand(x.shape[0], -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
         x = torch.cat([*prefix, x], dim=1)
         if self.pos_embed is not None:
             embedded = self.arch.num_embedded_prefix_tokens

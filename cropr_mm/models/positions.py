@@ -44,8 +44,8 @@ class Positions:
     def arrange(self, x: Tensor) -> Tokens:
         """All tokens (B, P + N, D), patches in raster order → the same in ``order``."""
         if self.window_size:
-            x = x.index_select(1, (self.order + self.prefix) % len(self.order))
-        return Tokens(x, self.order.expand(len(x), -1), self.prefix)
+            x = x.index_select(1, (self.order + self.prefix) % self.order.shape[0])
+        return Tokens(x, self.order.expand(x.shape[0], -1), self.prefix)
 
     def rotary(self, tokens: Tokens, windowed: bool) -> Rotary | None:
         """Cosine and sine for each of the tokens; None without RoPE.
@@ -83,7 +83,7 @@ class Positions:
 
     def _complete(self, tokens: Tokens) -> bool:
         """Whether all tokens are current. They then lie in ``order`` in every sample."""
-        return tokens.all_positions.shape[1] == len(self.order)
+        return tokens.all_positions.shape[1] == self.order.shape[0]
 
     def _table(self, windowed: bool) -> Tensor | None:
         """Angles by position, (N + P, head_dim / 2, 2). Prefix tokens do not turn."""

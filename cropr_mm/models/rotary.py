@@ -68,8 +68,8 @@ def _axial_table(rows: Tensor, columns: Tensor, base: float, head_dim: int, pref
     bands = base ** -(torch.arange(quarter, device=rows.device, dtype=torch.float32) / quarter)
     angle = torch.cat(
         [
-            (rows[:, None, None] * bands).expand(-1, len(columns), -1),
-            (columns[None, :, None] * bands).expand(len(rows), -1, -1),
+            (rows[:, None, None] * bands).expand(-1, columns.shape[0], -1),
+            (columns[None, :, None] * bands).expand(rows.shape[0], -1, -1),
         ],
         dim=-1,
     ).flatten(0, 1)

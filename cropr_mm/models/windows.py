@@ -117,8 +117,8 @@ def _with_holes(q: Tensor, k: Tensor, v: Tensor, windows: Windows) -> Tensor:
     rows = flat_rows(slot, room)
 
     def spread(t: Tensor) -> Tensor:
-        spacious = t.new_zeros(len(t) * room, *t.shape[2:]).index_copy_(0, rows.flatten(), t.flatten(0, 1))
-        return spacious.view(len(t), room, *t.shape[2:])
+        spacious = t.new_zeros(t.shape[0] * room, *t.shape[2:]).index_copy_(0, rows.flatten(), t.flatten(0, 1))
+        return spacious.view(t.shape[0], room, *t.shape[2:])
 
     # At least one key, also in an empty window: a softmax over nothing is NaN, in its gradient too.
     there = torch.arange(windows.capacity, device=q.device) < held.clamp(min=1)[:, :, None]
@@ -133,8 +133,9 @@ def _same_window(windows: Windows) -> Tensor:
 
 def _starts(windows: Windows, after: bool = False) -> Tensor:
     """First patch token of each window (B, windows), or the first one after it."""
-    ids = torch.arange(windows.count, device=windows.window_id.device).expand(len(windows.window_id), -1).contiguous()
-    return torch.searchsorted(windows.window_id.contiguous(), ids, right=after)
+    ids = torch.arange(windows.count, device=windows.window_id.device)[:, None]
+    found = windows.window_id[:, None, :]  # ascending, so as many lie before (a search has no form in ONNX)
+    return (found <= ids if after else found < ids).sum(dim=2)
 
 
 # --- sequences of different lengths ---------------------------------------------------------------------------

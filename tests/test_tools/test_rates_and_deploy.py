@@ -1,4 +1,4 @@
-"""One checkpoint at other rates, and stripped for deployment."""
+"""One checkpoint at other rates, stripped for deployment, and exported."""
 
 import csv
 import json
@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.utils import digit_version
 
 from cropr_mm.benchmark.flops import pruned_ratio
 from cropr_mm.cli.model import build_model
@@ -158,3 +159,31 @@ def test_what_is_wrong_with_a_deployment_is_said_in_one_line(run_tool, data_fold
     with pytest.raises(SystemExit, match=r'folded'):
         run_tool('deploy', CONFIG, 'out.pth', 'again.pth')
     assert not (data_folder / 'again.pth').exists() and not (data_folder / 'model.bin').exists()
+
+
+# --- export ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(digit_version(torch.__version__) < digit_version('2.9'), reason='export needs PyTorch 2.9')
+def test_an_export_is_compared_on_the_users_images(run_tool, data_folder, checkpoint, capsys):
+    images = sorted((data_folder / 'data' / 'sample').rglob('*.png'))[:1]
+    run_tool('export', CONFIG, checkpoint, 'model.pt2', '--size', 48, 64, '--images', *images)
+    said = capsys.readouterr().out
+    assert 'for images of 48 × 64 pixels in batches of any size; 0.00% of the values differ' in said
+    assert 'aten.conv2d.default' in said
+    (labels,) = torch.export.load('model.pt2').module()(torch.rand(3, 3, 48, 64) * 255)
+    assert labels.shape == (3, 48, 64)
+
+
+@pytest.mark.parametrize(
+    'out, options, message',
+    [
+        ('model.trt', [], r"out='model\.trt': a file name that ends in \.pt2 or \.onnx is expected"),
+        ('model.pt2', ['--size', 0, 64], r'--size=0'),
+        ('model.pt2', ['--images', 'gone.png'], r"--images 'gone\.png': no such file"),
+    ],
+)
+def test_what_is_wrong_with_an_export_is_said_in_one_line(run_tool, data_folder, checkpoint, out, options, message):
+    with pytest.raises(SystemExit, match=rf'^export.py: error: {message}'):
+        run_tool('export', CONFIG, checkpoint, out, *options)
+    assert not (data_folder / out).exists()

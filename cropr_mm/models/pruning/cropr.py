@@ -109,7 +109,7 @@ class CroprPruner(BasePruner):
         q = self.queries if self.q_proj is None else self.q_proj(self.queries)
         k, v = x if self.k_proj is None else self.k_proj(x), x if self.v_proj is None else self.v_proj(x)
         q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(-2, -3) for t in (q.to(k.dtype), k, v))
-        z = F.scaled_dot_product_attention(q.expand(len(x), -1, -1, -1), k, v).transpose(1, 2).flatten(2)
+        z = F.scaled_dot_product_attention(q.expand(x.shape[0], -1, -1, -1), k, v).transpose(1, 2).flatten(2)
         z = z if self.proj is None else self.proj(z)
         return self.aux_head(z if self.mlp is None or self.norm is None else z + self.mlp(self.norm(z)))
 
@@ -160,9 +160,9 @@ def _dot(vector: Tensor, x: Tensor) -> Tensor:
     # A row times a matrix, which reads the tokens after the prefix in place: matmul would copy them first, and
     # a matrix times a column takes 15 times as long on a CPU.
     if vector.dtype == x.dtype != torch.float32 and sums_in_float32(x.device, x.dtype):
-        row, matrix = vector.expand(len(x), 1, -1), x.transpose(1, 2)
+        row, matrix = vector.expand(x.shape[0], 1, -1), x.transpose(1, 2)
         return torch.bmm(row, matrix, out_dtype=torch.float32).squeeze(1)  # since PyTorch 2.8
-    return torch.bmm(vector.float().expand(len(x), 1, -1), x.float().transpose(1, 2)).squeeze(1)
+    return torch.bmm(vector.float().expand(x.shape[0], 1, -1), x.float().transpose(1, 2)).squeeze(1)
 
 
 def sums_in_float32(device: torch.device, dtype: torch.dtype) -> bool:

@@ -1,0 +1,249 @@
+"""A trained model as one graph for other runtimes: ``torch.export``, and ONNX from it."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Callable, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .models import CroprViT
+from .utils.io import whole_file
+
+SUFFIXES = ('.pt2', '.onnx')
+OUTPUTS = ('labels', 'logits')
+TOLERANCE = 1e-4
+"""Difference to the model itself from which a value counts as another, as a share of the largest value."""
+SHARE = 1e-3
+"""Share of the values that may be others: where two scores are equal up to rounding, one of two tokens is pruned."""
+
+
+class Exportable(nn.Module):
+    """From images as they are loaded to what the model says of them, in tensors alone.
+
+    Segmentors give maps of the size of the images: ``labels`` (B, H, W) int64, or ``logits`` (B, C, H, W). All other
+    models give what their head computes before its post-processing, which needs operations (NMS, loops over images)
+    whose shapes depend on the data: of a one-stage detector the maps of its head, of a two-stage detector the levels
+    of the pyramid and the maps of its RPN, of a classifier the logits (B, C).
+
+    Args:
+        model: of a config; put into evaluation mode, its scorers folded.
+        output: of a segmentor, one of :data:`OUTPUTS`.
+
+    Attributes:
+        kind: ``'segmentor'``, ``'two-stage'``, or the attribute that holds the head: ``'bbox_head'``, ``'head'``.
+
+    Raises:
+        ValueError: a model of another kind, or an output that is unknown.
+    """
+
+    def __init__(self, model: nn.Module, output: str = 'labels') -> None:
+        super().__init__()
+        if output not in OUTPUTS:
+            raise ValueError(f'output={output!r}; one of {", ".join(OUTPUTS)} is expected')
+        self.kind = _kind_of(model)
+        self.model, self.output = model, output
+        for module in model.modules():
+            if isinstance(module, CroprViT):
+                module.switch_to_deploy()
+        self.eval()
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Images (B, 3, H, W) float32 from 0 to 255, channels in the order in which mmcv loads them (BGR)."""
+        model: Any = self.model
+        x = _normalise(model.data_preprocessor, images)
+        if self.kind == 'segmentor':
+            size = dict.fromkeys(('img_shape', 'pad_shape', 'ori_shape'), tuple(images.shape[2:]))
+            logits = model.encode_decode(x, [size])
+            return (logits if self.output == 'logits' else _labels(model, logits),)
+        features = model.extract_feat(x)
+        if self.kind == 'two-stage':
+            return (*_flat(features), *_flat(model.rpn_head(features)))
+        return tuple(_flat(getattr(model, self.kind)(features)))
+
+
+def _kind_of(model: nn.Module) -> str:
+    if hasattr(model, 'encode_decode'):
+        return 'segmentor'
+    if getattr(model, 'with_rpn', False) and hasattr(model, 'roi_head'):
+        return 'two-stage'
+    for name in ('bbox_head', 'head'):
+        if isinstance(getattr(model, name, None), nn.Module) and hasattr(model, 'extract_feat'):
+            return name
+    raise ValueError(
+        f'{type(model).__name__}: segmentors, detectors with bbox_head or with rpn_head and roi_head, and classifiers '
+        'can be exported; of other models export the backbone and the neck by torch.export'
+    )
+
+
+def _normalise(preprocessor: Any, images: Tensor) -> Tensor:
+    """What the data preprocessors of mmengine, mmsegmentation and mmpretrain do, on a batch of one size."""
+    if any(getattr(preprocessor, key, False) for key in ('_channel_conversion', 'channel_conversion', 'to_rgb')):
+        images = images.flip(1)
+    if getattr(preprocessor, '_enable_normalize', False):
+        images = (images - preprocessor.mean) / preprocessor.std
+    return images
+
+
+def _labels(model: Any, logits: Tensor) -> Tensor:
+    if logits.shape[1] > 1:
+        return logits.argmax(dim=1)
+    return (logits[:, 0].sigmoid() > model.decode_head.threshold).long()
+
+
+def _flat(outputs: Any) -> list[Tensor]:
+    if isinstance(outputs, Tensor):
+        return [outputs]
+    if not isinstance(outputs, (list, tuple)):  # mmdetection's heads say None for what they do not have
+        return []
+    return [tensor for part in outputs for tensor in _flat(part)]
+
+
+class Exported(NamedTuple):
+    """What a file was compared with the model by.
+
+    Attributes:
+        operators: names, sorted.
+        difference: largest difference of a value, as a share of the largest value of its output.
+        share: of the values that differ by more than :data:`TOLERANCE`.
+    """
+
+    operators: list[str]
+    difference: float
+    share: float
+
+
+def export(model: Exportable, images: Tensor, out: str | Path) -> Exported:
+    """Write a model as ``.pt2`` or ``.onnx`` for images of this size in batches of any size.
+
+    The file is loaded, run on ``images``, on other ones and on a batch of another size, and stands only where it says
+    what the model says.
+
+    Args:
+        model: the model.
+        images: (B, 3, H, W) float32 from 0 to 255; H and W stay.
+        out: file to write.
+
+    Returns:
+        How well it agrees with the model.
+
+    Raises:
+        ValueError: another suffix; something in the model cannot be exported; or the file says something else.
+        ModuleNotFoundError: what ONNX needs is not installed.
+    """
+    out = check_suffix(out)
+    program = _program(model, images)
+    with whole_file(out) as partial:
+        write, load = (_write_onnx, _load_onnx) if out.suffix == '.onnx' else (_write_pt2, _load_pt2)
+        operators = write(program, partial)
+        difference, share = compare(model, load(partial), images)
+        if not share <= SHARE:
+            raise ValueError(
+                f'{out}: {share:.2%} of the values differ from those of the model (at most {SHARE:.1%} is allowed, for '
+                f'equal scores), the largest by {difference:.2g} of the largest value; nothing was written'
+            )
+    return Exported(operators, difference, share)
+
+
+def check_suffix(out: str | Path) -> Path:
+    """The file to write, of a format that can be written here.
+
+    Raises:
+        ValueError: another suffix.
+        ModuleNotFoundError: what ONNX needs is not installed.
+    """
+    out = Path(out)
+    if out.suffix not in SUFFIXES:
+        raise ValueError(f'out={str(out)!r}: a file name that ends in {" or ".join(SUFFIXES)} is expected')
+    if out.suffix == '.onnx':
+        for name in ('onnx', 'onnxscript', 'onnxruntime'):
+            _import(name)
+    return out
+
+
+def _import(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f'.onnx needs {name}: pip install onnx onnxscript onnxruntime') from error
+
+
+def _program(model: Exportable, images: Tensor) -> Any:
+    # A batch of one would be exported as one for ever.
+    example = images.repeat(2, 1, 1, 1)[: max(2, images.shape[0])]
+    with torch.no_grad():
+        model(example)  # what is wrong with the model itself is said by itself
+        try:
+            return torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim('batch', min=1)},))
+        except Exception as error:  # whatever torch's tracer meets in a head
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise ValueError(
+                f'torch.export cannot follow {type(model.model).__name__} ({reason}); a head that loops over images or '
+                'reads values has to be left out: export the backbone and the neck, and run the head in PyTorch'
+            ) from error
+
+
+def _write_pt2(program: Any, file: Path) -> list[str]:
+    torch.export.save(program, file)
+    return sorted({str(node.target) for node in program.graph.nodes if node.op == 'call_function'})
+
+
+def _load_pt2(file: Path) -> Callable[[Tensor], Sequence[Tensor]]:
+    return torch.export.load(file).module()
+
+
+def _write_onnx(program: Any, file: Path) -> list[str]:
+    try:
+        exported: Any = torch.onnx.export(
+            program,
+            dynamo=True,
+            input_names=['images'],
+            custom_translation_table={torch.ops.aten.sort.stable: _sort},
+            verbose=False,
+        )
+    except torch.onnx.OnnxExporterError as error:
+        raise ValueError(f'ONNX has no form of this model: {str(error).strip().splitlines()[0]}') from error
+    exported.save(file)
+    return sorted({node.op_type for node in exported.model.graph.all_nodes()})
+
+
+def _sort(values: Any, stable: bool | None = None, dim: int = -1, descending: bool = False) -> Any:
+    """A stable sort as ONNX's TopK, which gives of equal values the one before first."""
+    from onnxscript import opset18 as op
+
+    count = op.Gather(op.Shape(values), op.Constant(value_ints=[dim]))
+    return op.TopK(values, count, axis=dim, largest=int(descending), sorted=1)
+
+
+def _load_onnx(file: Path) -> Callable[[Tensor], Sequence[Tensor]]:
+    session = _import('onnxruntime').InferenceSession(str(file), providers=['CPUExecutionProvider'])
+    (name,) = (part.name for part in session.get_inputs())
+    return lambda images: [torch.from_numpy(output) for output in session.run(None, {name: images.numpy()})]
+
+
+@torch.no_grad()
+def compare(model: Exportable, other: Callable[[Tensor], Sequence[Tensor]], images: Tensor) -> tuple[float, float]:
+    """Largest difference, and share of the values that differ, over several batches; see :class:`Exported`."""
+    largest, differing, values = 0.0, 0, 0
+    for batch in _batches(images):
+        expected, found = model(batch), other(batch)
+        if [e.shape for e in expected] != [f.shape for f in found]:
+            return float('inf'), 1.0
+        for a, b in zip(expected, found):
+            difference = (a.double() - b.double()).abs() / max(1.0, float(a.abs().max()))
+            largest = max(largest, float(difference.max()))
+            differing += int((~(difference <= TOLERANCE)).sum())
+            values += difference.numel()
+    return largest, differing / values
+
+
+def _batches(images: Tensor) -> Iterator[Tensor]:
+    """The images; one alone; three, of which one is upside down, one brighter, and one partly padded."""
+    yield images
+    yield images[:1]
+    padded = images[0].clone()
+    padded[:, :, images.shape[3] * 3 // 4 :] = 0
+    yield torch.stack([images[-1].flip(1), (images[0] * 1.2).clamp(max=255), padded])
