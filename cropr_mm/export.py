@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
 import torch
+from mmengine.utils import digit_version
 from torch import Tensor, nn
 
 from .models import CroprViT
@@ -15,6 +16,8 @@ from .utils.io import whole_file
 
 SUFFIXES = ('.pt2', '.onnx')
 OUTPUTS = ('labels', 'logits')
+OLDEST = '2.9.0'
+"""The oldest PyTorch that exports are meant for. 2.13 is what they are tested with."""
 TOLERANCE = 1e-4
 """Difference to the model itself from which a value counts as another, as a share of the largest value."""
 SHARE = 1e-3
@@ -152,9 +155,11 @@ def check_suffix(out: str | Path) -> Path:
     """The file to write, of a format that can be written here.
 
     Raises:
-        ValueError: another suffix.
+        ValueError: another suffix, or PyTorch is too old.
         ModuleNotFoundError: what ONNX needs is not installed.
     """
+    if digit_version(torch.__version__) < digit_version(OLDEST):
+        raise ValueError(f'torch={torch.__version__}; {OLDEST} or newer is expected to export a model')
     out = Path(out)
     if out.suffix not in SUFFIXES:
         raise ValueError(f'out={str(out)!r}: a file name that ends in {" or ".join(SUFFIXES)} is expected')
@@ -177,7 +182,8 @@ def _program(model: Exportable, images: Tensor) -> Any:
     with torch.no_grad():
         model(example)  # what is wrong with the model itself is said by itself
         try:
-            return torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim('batch', min=1)},))
+            batch = torch.export.Dim('batch', min=1)  # since PyTorch 2.2
+            return torch.export.export(model, (example,), dynamic_shapes=({0: batch},))  # since PyTorch 2.2
         except Exception as error:  # whatever torch's tracer meets in a head
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ValueError(
@@ -197,13 +203,8 @@ def _load_pt2(file: Path) -> Callable[[Tensor], Sequence[Tensor]]:
 
 def _write_onnx(program: Any, file: Path) -> list[str]:
     try:
-        exported: Any = torch.onnx.export(
-            program,
-            dynamo=True,
-            input_names=['images'],
-            custom_translation_table={torch.ops.aten.sort.stable: _sort},
-            verbose=False,
-        )
+        options: dict[str, Any] = dict(dynamo=True, custom_translation_table={torch.ops.aten.sort.stable: _sort})
+        exported: Any = torch.onnx.export(program, input_names=['images'], verbose=False, **options)
     except torch.onnx.OnnxExporterError as error:
         raise ValueError(f'ONNX has no form of this model: {str(error).strip().splitlines()[0]}') from error
     exported.save(file)

@@ -9,10 +9,10 @@ from mmengine.utils import digit_version
 from torch import nn
 
 from cropr_mm import export as exporting
-from cropr_mm.export import Exportable, compare, export
+from cropr_mm.export import OLDEST, Exportable, compare, export
 
 pytestmark = pytest.mark.skipif(
-    digit_version(torch.__version__) < digit_version('2.9'), reason='ONNX from torch.export needs PyTorch 2.9'
+    digit_version(torch.__version__) < digit_version(OLDEST), reason=f'exports need PyTorch {OLDEST}'
 )
 NORMALISE = dict(mean=[120.0, 110, 100], std=[60.0, 55, 50], bgr_to_rgb=True)
 
@@ -205,6 +205,10 @@ def test_what_cannot_be_exported_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(model.decode_head, 'forward', lambda x: forward(x) if forward(x).max() > 0 else forward(x) + 1)
     with pytest.raises(ValueError, match=r'torch\.export cannot follow EncoderDecoder \(.*\); a head that'):
         export(Exportable(model), photos(2), tmp_path / 'model.pt2')
+    monkeypatch.setattr(torch, '__version__', '2.8.0')
+    with pytest.raises(ValueError, match=r'torch=2\.8\.0; 2\.9\.0 or newer is expected'):
+        export(Exportable(model), photos(1), tmp_path / 'model.pt2')
+    monkeypatch.undo()
     real = exporting.importlib.import_module
 
     def without(name):

@@ -10,6 +10,7 @@ from mmengine.utils import digit_version
 
 from cropr_mm.benchmark.flops import pruned_ratio
 from cropr_mm.cli.model import build_model
+from cropr_mm.export import OLDEST
 
 from .conftest import CONFIGS
 
@@ -164,7 +165,7 @@ def test_what_is_wrong_with_a_deployment_is_said_in_one_line(run_tool, data_fold
 # --- export ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(digit_version(torch.__version__) < digit_version('2.9'), reason='export needs PyTorch 2.9')
+@pytest.mark.skipif(digit_version(torch.__version__) < digit_version(OLDEST), reason=f'exports need PyTorch {OLDEST}')
 def test_an_export_is_compared_on_the_users_images(run_tool, data_folder, checkpoint, capsys):
     images = sorted((data_folder / 'data' / 'sample').rglob('*.png'))[:1]
     run_tool('export', CONFIG, checkpoint, 'model.pt2', '--size', 48, 64, '--images', *images)
