@@ -213,8 +213,7 @@ def _write_onnx(program: Any, file: Path) -> list[str]:
 
 def _sort(values: Any, stable: bool | None = None, dim: int = -1, descending: bool = False) -> Any:
     """A stable sort as ONNX's TopK, which gives of equal values the one before first."""
-    from onnxscript import opset18 as op
-
+    op = _import('onnxscript').opset18
     count = op.Gather(op.Shape(values), op.Constant(value_ints=[dim]))
     return op.TopK(values, count, axis=dim, largest=int(descending), sorted=1)
 
