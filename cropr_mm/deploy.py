@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .checkpoint import load_strictly
 from .models import CroprViT
+from .models.cropr_vit import fold_scorers
 from .tokens import SparseFeature
 from .utils.checks import is_type
 
@@ -68,9 +69,7 @@ def fold_into(trained: nn.Module, deployed: nn.Module, tolerance: float = TOLERA
         ValueError: the difference exceeds the tolerance.
     """
     before = _features(trained)
-    for module in trained.modules():
-        if isinstance(module, CroprViT):
-            module.switch_to_deploy()
+    fold_scorers(trained)
     load_strictly(deployed, trained.state_dict(), 'the folded model')
     after = _features(deployed)
     difference = max(((a - b).abs().max() / max(1.0, float(a.abs().max()))).item() for a, b in zip(before, after))

@@ -11,7 +11,8 @@ import torch
 from mmengine.utils import digit_version
 from torch import Tensor, nn
 
-from .models import CroprViT
+from .models.cropr_vit import fold_scorers
+from .utils.checks import check_suffix
 from .utils.io import whole_file
 
 SUFFIXES = ('.pt2', '.onnx')
@@ -49,9 +50,7 @@ class Exportable(nn.Module):
             raise ValueError(f'output={output!r}; one of {", ".join(OUTPUTS)} is expected')
         self.kind = _kind_of(model)
         self.model, self.output = model, output
-        for module in model.modules():
-            if isinstance(module, CroprViT):
-                module.switch_to_deploy()
+        fold_scorers(model)
         self.eval()
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -137,7 +136,7 @@ def export(model: Exportable, images: Tensor, out: str | Path) -> Exported:
         ValueError: another suffix; something in the model cannot be exported; or the file says something else.
         ModuleNotFoundError: what ONNX needs is not installed.
     """
-    out = check_suffix(out)
+    out = check_output(out)
     program = _program(model, images)
     with whole_file(out) as partial:
         write, load = (_write_onnx, _load_onnx) if out.suffix == '.onnx' else (_write_pt2, _load_pt2)
@@ -151,7 +150,7 @@ def export(model: Exportable, images: Tensor, out: str | Path) -> Exported:
     return Exported(operators, difference, share)
 
 
-def check_suffix(out: str | Path) -> Path:
+def check_output(out: str | Path) -> Path:
     """The file to write, of a format that can be written here.
 
     Raises:
@@ -160,9 +159,7 @@ def check_suffix(out: str | Path) -> Path:
     """
     if digit_version(torch.__version__) < digit_version(OLDEST):
         raise ValueError(f'torch={torch.__version__}; {OLDEST} or newer is expected to export a model')
-    out = Path(out)
-    if out.suffix not in SUFFIXES:
-        raise ValueError(f'out={str(out)!r}: a file name that ends in {" or ".join(SUFFIXES)} is expected')
+    out = check_suffix(out, SUFFIXES, 'out')
     if out.suffix == '.onnx':
         for name in ('onnx', 'onnxscript', 'onnxruntime'):
             _import(name)

@@ -19,6 +19,7 @@ from cropr_mm.cli.arguments import add_run_arguments, plain_errors
 from cropr_mm.cli.config import load_config
 from cropr_mm.cli.model import build_model
 from cropr_mm.deploy import deployed_config, fold_into
+from cropr_mm.utils.checks import check_suffix
 from cropr_mm.version import __version__
 
 # Of what mmengine writes beside the weights; the rest belongs to the training.
@@ -40,9 +41,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     with plain_errors():
-        out = Path(args.out)
-        if out.suffix not in SUFFIXES:
-            raise ValueError(f'out={args.out!r}: a file name that ends in {" or ".join(SUFFIXES)} is expected')
+        out = check_suffix(args.out, SUFFIXES, 'out')
         cfg = load_config(args)
         local = '://' not in args.checkpoint
         if local and check_checkpoint(args.checkpoint).resolve() == out.resolve():

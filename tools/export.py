@@ -22,7 +22,7 @@ from cropr_mm.cli.arguments import add_run_arguments, plain_errors
 from cropr_mm.cli.config import load_config
 from cropr_mm.cli.inputs import check_images
 from cropr_mm.cli.model import load_model
-from cropr_mm.export import OUTPUTS, Exportable, check_suffix, export
+from cropr_mm.export import OUTPUTS, Exportable, check_output, export
 from cropr_mm.models.cropr_vit import find_backbone
 from cropr_mm.utils.checks import check_integer
 
@@ -56,7 +56,7 @@ def load_images(files: list[str], size: tuple[int, int]) -> Tensor:
 def main() -> None:
     args = parse_args()
     with plain_errors():
-        check_suffix(args.out)
+        check_output(args.out)
         for side in args.size or ():
             check_integer('--size', side)
         check_images('--images', args.images)

@@ -1,24 +1,12 @@
 # EVA-02-L with a linear head: the dense model that the paper starts from (arXiv 2412.00965).
 _base_ = [
-    'mmseg::_base_/models/fcn_r50-d8.py',
+    '../_base_/linear_fcn.py',
     '../_base_/backbones/eva02-l.py',
     '../_base_/schedules/ade20k_64e.py',
 ]
 custom_imports = dict(imports=['cropr_mm'])
 model = dict(
     data_preprocessor=dict(mean=[127.5] * 3, std=[127.5] * 3, size=(512, 512)),
-    pretrained=None,
     backbone=dict(_delete_=True, **_base_.backbone, img_size=512, drop_path_rate=0.2),
-    neck=dict(type='TokenReinsertion'),
-    decode_head=dict(
-        in_channels=1024,
-        in_index=0,
-        channels=1024,
-        num_convs=0,
-        concat_input=False,
-        dropout_ratio=0.0,
-        norm_cfg=None,
-        num_classes=150,
-    ),
-    auxiliary_head=None,
+    decode_head=dict(in_channels=1024, channels=1024, num_classes=150),
 )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..models import CroprViT
 from ..models.cropr_vit import find_backbone
-from ..models.pruning.oracle import at_batch_size, in_patches, object_pixels, whole_patches
+from ..models.pruning.oracle import at_batch_size, in_patches, instance_masks, object_pixels, whole_patches
 from ..models.pruning.supervision.targets import class_shares, label_map
 from ..utils.sliding import Window, prediction_windows
 
@@ -183,13 +183,12 @@ def _class_pixels(sample: Any, size: tuple[int, int], num_classes: int) -> Tenso
 
     Instances of several classes may lie over the same pixels. The last of their maps is no instance's.
     """
-    if 'gt_instances' in sample and 'masks' in sample.gt_instances:
-        masks, labels = sample.gt_instances.masks, sample.gt_instances.labels.cpu()
-        stack = torch.as_tensor(masks.to_ndarray() if hasattr(masks, 'to_ndarray') else masks).bool().cpu()
-        height, width = stack.shape[-2:] if len(stack) else sample.img_shape[:2]
-        planes = torch.zeros(num_classes + 1, height, width, dtype=torch.bool)
+    masks = instance_masks(sample)
+    if masks is not None:
+        masks, labels = masks.cpu(), sample.gt_instances.labels.cpu()
+        planes = torch.zeros(num_classes + 1, *masks.shape[-2:], dtype=torch.bool)
         for label in set(labels.tolist()):
-            planes[label] = stack[labels == label].any(dim=0)
+            planes[label] = masks[labels == label].any(dim=0)
         planes[-1] = ~planes[:-1].any(dim=0)
         return at_batch_size(planes.float(), sample, size, 0).bool()
     label = label_map(sample, 'routing_shares').cpu().float()

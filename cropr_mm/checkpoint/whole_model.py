@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..utils.checks import check_suffix
 from ..utils.io import whole_file
 from .addresses import load_address
 from .names import shorten, strip_module, strip_wrappers
@@ -136,9 +137,7 @@ def save_weights(path: str | Path, weights: Mapping[str, Tensor], meta: Mapping[
     Raises:
         ValueError: another suffix.
     """
-    path = Path(path)
-    if path.suffix not in SUFFIXES:
-        raise ValueError(f'{str(path)!r}: a file name that ends in {" or ".join(SUFFIXES)} is expected')
+    path = check_suffix(path, SUFFIXES)
     tensors: Any = OrderedDict((k, v.detach().cpu().contiguous().clone()) for k, v in weights.items())
     if hasattr(weights, '_metadata'):  # of a state dict: a CroprViT's patch grid, among others
         tensors._metadata = weights._metadata

@@ -249,6 +249,13 @@ class CroprViT(PlainViT):
             pruner.switch_to_deploy()
 
 
+def fold_scorers(model: nn.Module) -> None:
+    """Call :meth:`CroprViT.switch_to_deploy` of every CroprViT inside a model."""
+    for module in model.modules():
+        if isinstance(module, CroprViT):
+            module.switch_to_deploy()
+
+
 def find_backbone(model: nn.Module) -> CroprViT:
     """The CroprViT inside a model.
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -84,3 +85,11 @@ def check_flag(key: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise ValueError(f'{key}={value!r}; True or False is expected')
     return value
+
+
+def check_suffix(path: str | Path, suffixes: Sequence[str], key: str = '') -> Path:
+    """A file to write, whose suffix says its format."""
+    if Path(path).suffix not in suffixes:
+        shown = f'{key}={str(path)!r}' if key else repr(str(path))
+        raise ValueError(f'{shown}: a file name that ends in {" or ".join(suffixes)} is expected')
+    return Path(path)

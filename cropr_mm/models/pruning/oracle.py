@@ -34,16 +34,24 @@ def object_pixels(sample: Any, size: Sequence[int], object_classes: Sequence[int
     Raises:
         ValueError: the sample has neither masks nor, with ``object_classes``, a label map.
     """
-    if 'gt_instances' in sample and 'masks' in sample.gt_instances:
-        masks = sample.gt_instances.masks
-        stack = torch.as_tensor(masks.to_ndarray() if hasattr(masks, 'to_ndarray') else masks)
-        covered = stack.bool().any(dim=0) if len(stack) else torch.zeros(sample.img_shape[:2], dtype=torch.bool)
+    masks = instance_masks(sample)
+    if masks is not None:
+        covered = masks.any(dim=0)
     elif 'gt_sem_seg' in sample and object_classes is not None:
         label = label_map(sample, 'object_pixels')[0]
         covered = torch.isin(label, torch.tensor(list(object_classes), device=label.device))
     else:
         raise ValueError('object_pixels needs gt_instances with masks, or gt_sem_seg and object_classes')
     return at_batch_size(covered.float()[None], sample, size, 0)[0]
+
+
+def instance_masks(sample: Any) -> Tensor | None:
+    """Masks of the instances of a data sample, (instances, H, W) bool; None where it has none to tell of."""
+    if 'gt_instances' not in sample or 'masks' not in sample.gt_instances:
+        return None
+    masks = sample.gt_instances.masks
+    stack = torch.as_tensor(masks.to_ndarray() if hasattr(masks, 'to_ndarray') else masks).bool()
+    return stack if len(stack) else stack.new_zeros(0, *sample.img_shape[:2])
 
 
 def at_batch_size(pixels: Tensor, sample: Any, size: Sequence[int], fill: float) -> Tensor:
