@@ -26,13 +26,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from mmengine.config import Config
 from mmengine.device import get_device
 
@@ -215,18 +215,26 @@ def checkpoint_of(folder: Path) -> str:
     return (folder / 'last_checkpoint').read_text().strip()
 
 
-LOCKS: dict[Path, threading.Lock] = defaultdict(threading.Lock)
 DUMPING = threading.Lock()  # mmengine parses what it writes, and in Python 3.11 threads disturb each other in that
 
 
 def train_and_test(args: argparse.Namespace, run: Run) -> dict[str, Any]:
-    """Train, unless that is done; returns the result.
+    """Train, unless that is done; returns the result. A run that another thread or process is at is waited for.
 
     Raises:
         RunError: a tool failed.
     """
-    with LOCKS[run.folder]:  # a run that another thread is at runs once
+    args.work_dir.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(args.work_dir / f'.{run.folder.name}.lock')  # freed when the process ends, in whatever way
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f'{run.method}, seed {run.seed}: is being run already; waiting for it', flush=True)
+        lock.acquire()
+    try:
         return _train_and_test(args, run)
+    finally:
+        lock.release()
 
 
 def _train_and_test(args: argparse.Namespace, run: Run) -> dict[str, Any]:
@@ -242,7 +250,10 @@ def _train_and_test(args: argparse.Namespace, run: Run) -> dict[str, Any]:
         train_and_test(args, run.after)
         extra += ['--cfg-options', f'load_from={checkpoint_of(run.after.folder)}']
     start = time.monotonic()
-    call(args, run, 'train.py', config, '--work-dir', str(run.folder.resolve()), '--resume', *extra)
+    work_dir = str(run.folder.resolve())
+    call(args, run, 'train.py', config, '--work-dir', work_dir, '--resume', *extra)
+    if not evaluations(run):  # cut short after the last checkpoint, and there is nothing left to train
+        call(args, run, 'test.py', config, checkpoint_of(run.folder), '--work-dir', work_dir)
     routing = run.folder / 'routing.json'
     if run.method != 'dense' and (args.routing == 'all' or run.seed == args.seeds[0]):
         call(args, run, 'analyze_routing.py', config, checkpoint_of(run.folder), '--json', str(routing.resolve()))
@@ -272,19 +283,27 @@ def call(args: argparse.Namespace, run: Run, tool: str, *arguments: str) -> None
         raise RunError(f'{run.method}, seed {run.seed}: tools/{tool} ended with {code}: {last} (see {log})')
 
 
+def records_of(run: Run) -> list[dict[str, Any]]:
+    """What mmengine logged: lines of trainings, and files of tests."""
+    records = []
+    for pattern in ('*/vis_data/scalars.json', '*/*.json'):
+        for line in (line for file in sorted(run.folder.glob(pattern)) for line in file.read_text().splitlines()):
+            with contextlib.suppress(ValueError):  # a run that was killed may have left half a line
+                records.append(json.loads(line))
+    return records
+
+
+def evaluations(run: Run) -> list[dict[str, Any]]:
+    main = METRICS[is_segmentation(run.cfg)][0][0]
+    return [record for record in records_of(run) if main in record]
+
+
 def read_scores(run: Run) -> dict[str, Any]:
     """Scores of the last evaluation in percent, those of the classes, and the time per iteration."""
     segmentation = is_segmentation(run.cfg)
-    files = sorted(run.folder.glob('*/vis_data/scalars.json'))
-    records = []
-    for line in (line for file in files for line in file.read_text().splitlines()):
-        with contextlib.suppress(ValueError):  # a run that was killed may have left half a line
-            records.append(json.loads(line))
-    main = METRICS[segmentation][0][0]
-    evaluations = [r for r in records if main in r]
-    if not evaluations:
-        raise RunError(f'{run.method}, seed {run.seed}: no {main} in {run.folder}/*/vis_data/scalars.json')
-    scores = evaluations[-1]
+    if not (found := evaluations(run)):
+        raise RunError(f'{run.method}, seed {run.seed}: no {METRICS[segmentation][0][0]} in {run.folder}/*/*.json')
+    scores = found[-1]
     result: dict[str, Any] = {
         key: scores[key] * factor
         for table in (METRICS, DETAILS)
@@ -303,7 +322,7 @@ def read_scores(run: Run) -> dict[str, Any]:
         objects = [result['classes'][name] for name in object_names(run.cfg) if name in names]
         if objects:
             result['object_IoU'] = statistics.mean(objects)
-    times = [r['time'] for r in records if 'time' in r and 'loss' in r]
+    times = [r['time'] for r in records_of(run) if 'time' in r and 'loss' in r]
     result['seconds_per_iteration'] = statistics.median(times) if times else None
     return result
 

@@ -7,6 +7,7 @@ import sys
 import threading
 
 import pytest
+from filelock import FileLock
 from mmengine.config import Config
 
 from cropr_mm.analysis.methods import CHANGES, GROUPS, PRUNERS, apply_method, own_method, schedule_of
@@ -272,6 +273,45 @@ def test_a_run_that_fails_does_not_stop_the_others(method, tools, tmp_path, monk
     capsys.readouterr()
     run(monkeypatch, 'seg', '--methods', 'dense', method, '--work-dir', tmp_path, '--table')
     assert not tools and f'| {method} | 50.0 (50.0–50.0) |' in capsys.readouterr().out
+
+
+def test_a_run_that_was_cut_short_before_its_evaluation_is_evaluated(tools, tmp_path, monkeypatch):
+    """The checkpoint is there, so nothing is left to train, and mmengine would evaluate nothing."""
+    fake = subprocess.call
+
+    def call(command, **more):
+        if command[1].endswith('test.py'):
+            assert command[3] == f'{tmp_path}/cropr-0/iter.pth'
+            log = compare.Path(command[-1]) / '1' / '1.json'
+            log.parent.mkdir()
+            log.write_text(json.dumps({'mIoU': 60.0, 'IoU.sand': 70.0}))
+            return 0
+        code = fake(command, **more)
+        (tmp_path / 'cropr-0' / '0' / 'vis_data' / 'scalars.json').write_text('{"loss": 1, "time": 0.5}\n')
+        return code
+
+    monkeypatch.setattr(subprocess, 'call', call)
+    run(monkeypatch, 'seg', '--methods', 'cropr', '--seeds', 0, '--work-dir', tmp_path)
+    mine = json.loads((tmp_path / 'cropr-0' / 'result.json').read_text())
+    assert (mine['mIoU'], mine['classes'], mine['seconds_per_iteration']) == (60.0, {'sand': 70.0}, 0.5)
+
+
+def test_a_run_of_another_process_is_waited_for(tools, tmp_path, monkeypatch, capsys):
+    argv = ('seg', '--methods', 'dense', '--seeds', 0, '--work-dir', tmp_path)
+    run(monkeypatch, *argv)
+    result = tmp_path / 'dense-0' / 'result.json'
+    content = result.read_text()
+    tools.clear()
+    result.unlink()
+    with FileLock(tmp_path / '.dense-0.lock'):
+        other = threading.Thread(target=run, args=(monkeypatch, *argv))
+        other.start()
+        other.join(2)
+        assert other.is_alive() and not tools
+        result.write_text(content)
+    other.join(30)
+    assert not other.is_alive() and not tools
+    assert 'dense, seed 0: is being run already; waiting for it' in capsys.readouterr().out
 
 
 def test_objects_and_classes_are_read_from_the_log(tools, tmp_path, monkeypatch):
