@@ -378,7 +378,8 @@ def table(segmentation: bool, results: list[dict[str, Any]]) -> str:
             row.append(f'{statistics.median(values[method, key]):.1f}' if values[method, key] else '–')
         routes = [r['routing'] for r in results if r['method'] == method and r['routing']]
         for part in ('object', 'background'):
-            row.append(f'{100 * statistics.median(kept(r[part]) for r in routes):.0f} %' if routes else '100 %')
+            unknown = '100 %' if method == 'dense' else '–'
+            row.append(f'{100 * statistics.median(kept(r[part]) for r in routes):.0f} %' if routes else unknown)
         lines.append(' | '.join(row))
     return '\n'.join(f'| {line} |' for line in lines)
 
