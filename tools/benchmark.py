@@ -13,21 +13,26 @@ configs that inherit from a library's, need that library.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config, DictAction
-from mmengine.registry import MODELS
-from torch import Tensor, nn
+from mmengine.config import Config
+from torch import Tensor
 
 from cropr_mm.benchmark.batches import random_batch
 from cropr_mm.benchmark.machine import describe_machine
-from cropr_mm.benchmark.measure import Setting, draw, measure
+from cropr_mm.benchmark.measure import draw, measure
 from cropr_mm.benchmark.variants import VARIANTS, build_variants
 from cropr_mm.checkpoint import read_checkpoint
 from cropr_mm.cli.arguments import plain_errors
-from cropr_mm.cli.model import build_model
+from cropr_mm.cli.timed_model import (
+    add_model_arguments,
+    add_setting_arguments,
+    build_timed_model,
+    read_model_config,
+    setting_of,
+    sides_of,
+)
 from cropr_mm.models.cropr_vit import find_backbone
 from cropr_mm.utils.checks import check_integer, check_number
 from cropr_mm.utils.compat import remove_prefix
@@ -38,21 +43,7 @@ from cropr_mm.utils.libraries import register_library
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_argument_group('what')
-    what.add_argument('--config', help='take the model of this config instead of the next three')
-    what.add_argument(
-        '--whole-model', action='store_true', help='neck and head of the config too, not its backbone alone'
-    )
-    what.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        default={},
-        metavar='KEY=VALUE',
-        help='change settings of the config',
-    )
-    what.add_argument('--arch', default='eva02-base')
-    what.add_argument('--patch-size', type=int, default=16)
-    what.add_argument('--img-size', type=int, help='side of the images in pixels (512, or as in the config)')
+    add_model_arguments(what)
     what.add_argument(
         '--rate', type=float, help='tokens per module, or with a value below 1 their share (88, or as in the config)'
     )
@@ -71,37 +62,16 @@ def parse_args() -> argparse.Namespace:
     how.add_argument(
         '--progress', type=float, default=1.0, help='with --train: share of the final rate, as in the curriculum'
     )
-    how.add_argument('--batch-size', type=int, default=4)
-    how.add_argument(
-        '--dtype', choices=['float32', 'float16', 'bfloat16'], default='float32', help='with --train of autocast'
-    )
-    how.add_argument('--device', default='cpu')
-    how.add_argument('--compile', action='store_true', help='torch.compile of the blocks')
-    how.add_argument('--cuda-graph', action='store_true', help='record calls as CUDA graphs')
-    how.add_argument('--rounds', type=int, default=10, help='0: count operations and tokens, time nothing')
-    how.add_argument('--threads', type=int, help='CPU threads of torch (default: its own choice)')
+    add_setting_arguments(how, 10, '0: count operations and tokens, time nothing')
     parser.add_argument('--json', metavar='OUT', help='also write the figures to this file')
     parser.add_argument('--plot', metavar='OUT', help='also draw them')
     return parser.parse_args()
 
 
 def read_config(args: argparse.Namespace) -> Config:
-    """The model that the options ask for, with initial weights, which play no part in what a backbone takes."""
-    if args.config:
-        if not Path(args.config).is_file():
-            raise FileNotFoundError(f'--config={args.config!r}: no such file')
-        cfg = Config.fromfile(args.config)
-        cfg.merge_from_dict(args.cfg_options)
-        kind = cfg.model.backbone.get('type')
-        if kind != 'CroprViT':
-            raise ValueError(f"--config={args.config!r}: model.backbone.type={kind!r}; 'CroprViT' is expected")
-    elif args.whole_model:
-        raise ValueError('--whole-model: --config is needed, for neck and head')
-    else:
-        backbone = dict(type='CroprViT', arch=args.arch, img_size=args.img_size or 512, patch_size=args.patch_size)
-        cfg = Config(dict(model=dict(backbone=backbone)))
+    """The model, with the rate that is asked for."""
+    cfg = read_model_config(args)
     backbone = cfg.model.backbone
-    backbone.init_cfg = None
     rate = args.rate if args.rate is not None or backbone.get('pruning') else 88
     if rate is not None:
         plan = dict(backbone.get('pruning') or {}, rate=int(rate) if rate >= 1 else rate)
@@ -117,16 +87,6 @@ def weights_for(args: argparse.Namespace) -> dict[str, Tensor] | None:
     if args.whole_model:
         return weights
     return {remove_prefix(k, 'backbone.'): v for k, v in weights.items() if k.startswith('backbone.')} or weights
-
-
-def build(cfg: Config, whole: bool, pruning: dict[str, Any] | None, device: str) -> nn.Module:
-    settings = cfg.model.backbone.to_dict()
-    if not whole:
-        with torch.device(device):  # where initial values are drawn sooner
-            return MODELS.build({**settings, 'pruning': pruning})
-    cfg = Config(cfg.to_dict())
-    cfg.model.backbone.pruning = pruning
-    return build_model(cfg)
 
 
 # title, figure, how it is shown
@@ -171,23 +131,18 @@ def _same(figures: dict[str, dict[str, Any]]) -> list[tuple[tuple[int, ...], lis
 def main() -> None:
     args = parse_args()
     with plain_errors():
-        for key, least in (('batch_size', 1), ('num_classes', 1), ('rounds', 0)):
-            check_integer(f'--{key.replace("_", "-")}', getattr(args, key), least)
+        setting = setting_of(args)
+        check_integer('--num-classes', args.num_classes)
         check_number('--progress', args.progress, least=0, most=1)
         if args.progress < 1 and not args.train:
             raise ValueError(f'--progress={args.progress}: inference prunes at the full rate; --train is expected')
-        if args.threads:
-            torch.set_num_threads(args.threads)
         torch.manual_seed(0)
-        setting = Setting(
-            args.device, getattr(torch, args.dtype), args.train, args.compile, args.cuda_graph, args.rounds
-        )
         cfg = read_config(args)
         if args.whole_model:
             register_library(cfg)
         backbone = cfg.model.backbone
         variants = build_variants(
-            lambda pruning: build(cfg, args.whole_model, pruning, args.device),
+            lambda pruning: build_timed_model(cfg, args.whole_model, pruning, args.device),
             backbone.pruning,
             args.variants,
             args.num_classes,
@@ -196,8 +151,7 @@ def main() -> None:
         )
         for model in variants.values():
             find_backbone(model).pruning_progress = args.progress
-        side = args.img_size or backbone.get('img_size', 224)
-        height, width = (side, side) if isinstance(side, int) else side
+        height, width = sides_of(args, cfg)
         scope = cfg.get('default_scope', '') if args.whole_model else ''
         batch = random_batch(scope, args.batch_size, height, width, args.num_classes, args.device)
         subject = f'{args.config or args.arch}, {"whole model" if args.whole_model else "backbone"}'

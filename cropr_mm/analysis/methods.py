@@ -14,7 +14,7 @@ from typing import Any
 from mmengine.config import Config, DictAction
 
 from ..models.archs import resolve_arch
-from ..models.pruning.schedule import Schedule
+from ..models.pruning.schedule import Schedule, evenly_spaced
 from ..utils.checks import is_type
 
 PRUNING = 'model.backbone.pruning'
@@ -109,8 +109,7 @@ def _stages(count: int) -> Callable[[Config], None]:
     """Pruners after evenly spaced blocks alone; as many tokens are kept in the end."""
 
     def put(cfg: Config) -> None:
-        depth = _arch(cfg).depth
-        blocks = [depth * stage // (count + 1) - 1 for stage in range(1, count + 1)]
+        blocks = evenly_spaced(_arch(cfg).depth, count)
         cfg.merge_from_dict({PRUNING: dict(target_ratio=_pruned_share(cfg), rate=None, keep=None, blocks=blocks)})
 
     return put

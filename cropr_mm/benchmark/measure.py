@@ -66,7 +66,7 @@ def measure(variants: Mapping[str, nn.Module], batch: Mapping[str, Any], setting
     runs = {}
     for name, model in variants.items():
         model.to(setting.device, dtype)
-        runs[name] = (_training_step if setting.training else _prediction)(model, batch, setting)
+        runs[name] = (_training_step if setting.training else prediction)(model, batch, setting)
     figures = {name: _count(model, runs[name][0], batch['inputs'], setting) for name, model in variants.items()}
     first = next(iter(figures.values()))
     for row in figures.values():
@@ -98,7 +98,7 @@ def _time(
     """Time all variants in turn, and add their speeds to the figures."""
     if setting.cuda_graph:
         with torch.cuda.device(setting.device):
-            calls = {name: _graphed(call) for name, call in calls.items()}
+            calls = {name: graphed(call) for name, call in calls.items()}
     timings = compare_throughput(calls, images, setting.rounds, device=setting.device, grad=setting.training)
     first = next(iter(timings.values()))
     for name, timing in timings.items():
@@ -122,7 +122,7 @@ def _look_inside(model: nn.Module, call: Callable[[], Any], static: int, setting
     return row
 
 
-def _prediction(model: nn.Module, batch: Mapping[str, Any], setting: Setting) -> tuple[Callable[[], Any], int]:
+def prediction(model: nn.Module, batch: Mapping[str, Any], setting: Setting) -> tuple[Callable[[], Any], int]:
     """A prediction, and the bytes of weights."""
     static = _bytes([*model.parameters(), *model.buffers()])
     if isinstance(model, CroprViT):
@@ -160,7 +160,12 @@ def _bytes(tensors: list[Tensor]) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
-def _graphed(call: Callable[[], Any]) -> Callable[[], Any]:
+def graphed(call: Callable[[], Any]) -> Callable[[], Any]:
+    """Record a call on the current CUDA device as a graph; what comes back replays it.
+
+    Raises:
+        ValueError: the call waits for the device, or its shapes depend on the data.
+    """
     with torch.inference_mode():
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())

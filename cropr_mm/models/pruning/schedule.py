@@ -11,6 +11,11 @@ from ...utils.checks import check_integer, is_integer, is_number
 FUSIONS = ('last_layer', None)
 
 
+def evenly_spaced(depth: int, stages: int) -> list[int]:
+    """The blocks that ``stages`` pruners stand after when they divide a transformer of ``depth`` blocks evenly."""
+    return [depth * stage // (stages + 1) - 1 for stage in range(1, stages + 1)]
+
+
 class Schedule:
     """Token counts of a pruned Vision Transformer.
 
