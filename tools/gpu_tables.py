@@ -65,7 +65,7 @@ ROWS = (
 
 
 def build(row: Row, device: str, shrink: int) -> dict[str, nn.Module]:
-    """The models of a row: dense, pruned after every block and in three stages; in training the per-patch form too."""
+    """The models of a row: dense, pruned after every block and in three stages."""
     arch: Any = dict(family='eva02', embed_dim=64, depth=24, num_heads=2) if shrink > 1 else 'eva02-large'
     windows = dict(window_size=16 // shrink) if row.windows else {}
 
@@ -75,12 +75,15 @@ def build(row: Row, device: str, shrink: int) -> dict[str, nn.Module]:
             return MODELS.build(dict(settings, pruning=pruning))
 
     rate = RATES[row.side] / (row.side // 16) ** 2
-    names = ['dense', 'difficulty', *(['patch'] if row.training else [])]
-    models = build_variants(backbone, dict(rate=rate), names, training=row.training)
+    models = build_variants(backbone, dict(rate=rate), ['dense', 'difficulty'], training=row.training)
     stages = build_variants(
         backbone, dict(keep=THREE_STAGES), ['difficulty'], training=row.training, weights=models['dense'].state_dict()
     )
     return {**models, 'three stages': stages['difficulty']}
+
+
+HEAD = """| input, batch | | dense, images/s | after every block | after blocks 5, 11, 17 | FLOPs limits |
+| --- | --- | ---: | ---: | ---: | ---: |"""
 
 
 def line(row: Row, figures: Mapping[str, Mapping[str, Any]]) -> str:
@@ -107,6 +110,8 @@ def main() -> None:
         device, rounds, shrink = ('cpu', 0, 4) if args.dry_run else (args.device, args.rounds, 1)
         check_device('--device', device)
         machine = describe_machine(device)
+        if rounds:
+            print(HEAD, flush=True)
         for row in ROWS:
             graph = row.graph and not args.dry_run
             setting = Setting(device, torch.bfloat16, row.training, cuda_graph=graph, rounds=rounds)
