@@ -139,15 +139,37 @@ def export(model: Exportable, images: Tensor, out: str | Path) -> Exported:
     out = check_output(out)
     program = _program(model, images)
     with whole_file(out) as partial:
-        write, load = (_write_onnx, _load_onnx) if out.suffix == '.onnx' else (_write_pt2, _load_pt2)
-        operators = write(program, partial)
-        difference, share = compare(model, load(partial), images)
+        operators = (_write_onnx if out.suffix == '.onnx' else _write_pt2)(program, partial)
+        difference, share = compare(model, load_export(partial).run, images)
         if not share <= SHARE:
             raise ValueError(
                 f'{out}: {share:.2%} of the values differ from those of the model (at most {SHARE:.1%} is allowed, for '
                 f'equal scores), the largest by {difference:.2g} of the largest value; nothing was written'
             )
     return Exported(operators, difference, share)
+
+
+class Loaded(NamedTuple):
+    """A file that :func:`export` wrote.
+
+    Attributes:
+        run: takes images (B, 3, H, W) float32 from 0 to 255, gives the outputs.
+        size: H and W.
+    """
+
+    run: Callable[[Tensor], Sequence[Tensor]]
+    size: tuple[int, ...]
+
+
+def load_export(file: str | Path) -> Loaded:
+    """Load a file that :func:`export` wrote: ``.onnx`` into ONNX Runtime on the CPU, ``.pt2`` into PyTorch.
+
+    Raises:
+        ValueError: another suffix.
+        ModuleNotFoundError: ONNX Runtime is not installed.
+    """
+    file = check_suffix(file, SUFFIXES, 'file')
+    return (_load_onnx if file.suffix == '.onnx' else _load_pt2)(file)
 
 
 def check_output(out: str | Path) -> Path:
@@ -194,8 +216,10 @@ def _write_pt2(program: Any, file: Path) -> list[str]:
     return sorted({str(node.target) for node in program.graph.nodes if node.op == 'call_function'})
 
 
-def _load_pt2(file: Path) -> Callable[[Tensor], Sequence[Tensor]]:
-    return torch.export.load(file).module()
+def _load_pt2(file: Path) -> Loaded:
+    program = torch.export.load(file)  # since PyTorch 2.1
+    ((images, *_), _) = program.example_inputs
+    return Loaded(program.module(), tuple(images.shape[-2:]))
 
 
 def _write_onnx(program: Any, file: Path) -> list[str]:
@@ -215,10 +239,17 @@ def _sort(values: Any, stable: bool | None = None, dim: int = -1, descending: bo
     return op.TopK(values, count, axis=dim, largest=int(descending), sorted=1)
 
 
-def _load_onnx(file: Path) -> Callable[[Tensor], Sequence[Tensor]]:
-    session = _import('onnxruntime').InferenceSession(str(file), providers=['CPUExecutionProvider'])
-    (name,) = (part.name for part in session.get_inputs())
-    return lambda images: [torch.from_numpy(output) for output in session.run(None, {name: images.numpy()})]
+def _load_onnx(file: Path) -> Loaded:
+    runtime = _import('onnxruntime')
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = runtime.InferenceSession(str(file), options, providers=['CPUExecutionProvider'])
+    (given,) = session.get_inputs()
+
+    def run(images: Tensor) -> list[Tensor]:
+        return [torch.from_numpy(output) for output in session.run(None, {given.name: images.numpy()})]
+
+    return Loaded(run, tuple(given.shape[-2:]))
 
 
 @torch.no_grad()

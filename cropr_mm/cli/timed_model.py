@@ -39,7 +39,7 @@ def add_setting_arguments(parser: argparse._ArgumentGroup, rounds: int, rounds_h
     """Add the options for :func:`setting_of`, and ``--batch-size`` and ``--threads``."""
     parser.add_argument('--batch-size', type=int, default=4)
     parser.add_argument(
-        '--dtype', choices=['float32', 'float16', 'bfloat16'], default='float32', help='with --train of autocast'
+        '--dtype', choices=['float32', 'float16', 'bfloat16'], default='float32', help='in training of autocast'
     )
     parser.add_argument('--device', default='cpu')
     parser.add_argument('--compile', action='store_true', help='torch.compile of the blocks')

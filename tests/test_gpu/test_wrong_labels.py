@@ -1,4 +1,7 @@
-"""A class out of range stops the GPU, which says why. In a process of its own, as nothing runs on a GPU after that."""
+"""A class out of range stops the GPU, which says why. In a process of its own, as nothing runs on a GPU after that.
+
+Not beside other work under MPS: the processes that share the GPU stop with it.
+"""
 
 import subprocess
 import sys

@@ -1,0 +1,57 @@
+"""Timing of exported files."""
+
+import json
+
+import pytest
+import torch
+from mmengine.utils import digit_version
+from torch import nn
+
+
+class Halves(nn.Module):
+    def forward(self, images):
+        return [images / 2]
+
+
+@pytest.fixture
+def files(tmp_path):
+    if digit_version(torch.__version__) < digit_version('2.9'):
+        pytest.skip('needs PyTorch 2.9')
+    for name in ('onnx', 'onnxscript', 'onnxruntime'):
+        pytest.importorskip(name)
+    batch = torch.export.Dim('batch', min=1)
+    program = torch.export.export(Halves(), (torch.zeros(2, 3, 8, 12),), dynamic_shapes=({0: batch},))
+    torch.export.save(program, tmp_path / 'model.pt2')
+    torch.onnx.export(program, input_names=['images'], dynamo=True, verbose=False).save(tmp_path / 'model.onnx')
+    return [tmp_path / 'model.onnx', tmp_path / 'model.pt2']
+
+
+def test_files_are_timed_against_the_first(files, run_tool, tmp_path, capsys, monkeypatch):
+    from cropr_mm.export import load_export
+
+    for file in files:
+        run, size = load_export(file)
+        images = torch.rand(3, 3, 8, 12)
+        assert size == (8, 12) and torch.equal(run(images)[0], images / 2)
+    monkeypatch.setattr('cropr_mm.benchmark.throughput.seconds_of', lambda call, repeats, device: (call(), 0.5)[1])
+    run_tool('time_exports', *files, '--batch-size', 3, '--rounds', 2, '--json', tmp_path / 'times.json')
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1:] for line in lines[1:]] == [['500.0', '6.00', '1.00', '0.0%']] * 2
+    report = json.loads((tmp_path / 'times.json').read_text())
+    assert report['batch_size'] == 3 and report['files'][str(files[1])]['size'] == [8, 12]
+
+
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (['missing.onnx'], r'missing\.onnx: no such file'),
+        ([__file__], r'\.pt2'),
+        ([__file__, '--rounds', 0], '--rounds=0'),
+        ([__file__, '--batch-size', 0], '--batch-size=0'),
+        ([__file__, '--threads', -1], '--threads=-1'),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_timed_is_named(arguments, message, run_tool):
+    with pytest.raises(SystemExit, match=message):
+        run_tool('time_exports', *arguments)
