@@ -176,8 +176,10 @@ def test_of_equal_values_the_one_before_comes_first_in_onnx(tmp_path):
 def test_a_file_that_says_something_else_is_not_written(tmp_path, monkeypatch):
     file = tmp_path / 'model.pt2'
     file.write_bytes(b'of before')
-    load = exporting._load_pt2
-    monkeypatch.setattr(exporting, '_load_pt2', lambda f: lambda x: [1 - y for y in load(f)(x)])
+    load = exporting.load_export
+    monkeypatch.setattr(
+        exporting, 'load_export', lambda f: load(f)._replace(run=lambda x: [1 - y for y in load(f).run(x)])
+    )
     with pytest.raises(ValueError, match=r'model\.pt2: \d+\.\d+% of the values differ .* nothing was written'):
         export(Exportable(segmentor(), 'logits'), photos(2), file)
     assert file.read_bytes() == b'of before' and [path.name for path in tmp_path.iterdir()] == [file.name]

@@ -11,7 +11,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounter
 
 from cropr_mm.benchmark.batches import random_batch
-from cropr_mm.benchmark.measure import Setting, _graphed, _training_step, draw, measure
+from cropr_mm.benchmark.measure import Setting, _training_step, draw, graphed, measure
 from cropr_mm.benchmark.memory import peak_memory
 from cropr_mm.benchmark.parts import time_parts
 from cropr_mm.benchmark.variants import build_variants
@@ -94,7 +94,7 @@ def test_what_no_graph_can_record_is_said(monkeypatch):
             raise RuntimeError('operation not permitted\nmore')
 
     with pytest.raises(ValueError, match=r'--cuda-graph: .* \(operation not permitted\); a back'):
-        _graphed(call)
+        graphed(call)
 
 
 # --- memory ---------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cropr_mm.benchmark.measure import _graphed
+from cropr_mm.benchmark.measure import graphed
 
 from .small import ATTENTION, DIFFICULTY, FAMILIES, PRUNERS, on, pruned
 
@@ -17,7 +17,7 @@ def check(model, gpu, dtype, tolerance):
         (level,) = model(images)
         out['map'] = level.to_dense()
 
-    replay = _graphed(call)
+    replay = graphed(call)
     recorded = out['map']
     for _ in range(2):
         others = torch.randn(2, 3, 24, 24).to(gpu, dtype)
