@@ -29,6 +29,7 @@ from cropr_mm.cli.timed_model import (
     add_model_arguments,
     add_setting_arguments,
     build_timed_model,
+    described,
     read_model_config,
     setting_of,
     sides_of,
@@ -168,21 +169,12 @@ def main() -> None:
     print_table(figures)
     if args.json:
         report = dict(
-            model=args.config or args.arch,
             options=args.cfg_options,
             checkpoint=args.checkpoint,
-            whole_model=args.whole_model,
             training=args.train,
             progress=args.progress,
-            img_size=[height, width],
-            batch_size=args.batch_size,
-            dtype=args.dtype,
-            device=args.device,
-            compile=args.compile,
-            cuda_graph=args.cuda_graph,
-            rounds=args.rounds,
+            **described(args, (height, width)),
             pruning={key: value for key, value in backbone.pruning.items() if key != 'pruner'},
-            **surroundings,
             variants=figures,
         )
         write_json(args.json, report)

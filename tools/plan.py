@@ -37,6 +37,7 @@ from cropr_mm.cli.timed_model import (
     add_model_arguments,
     add_setting_arguments,
     build_timed_model,
+    described,
     read_model_config,
     setting_of,
     sides_of,
@@ -149,16 +150,7 @@ def main() -> None:
             print(f'written to {args.out}')
     if args.json:
         report = dict(
-            model=args.config or args.arch,
-            whole_model=args.whole_model,
-            img_size=[height, width],
-            batch_size=args.batch_size,
-            dtype=args.dtype,
-            device=args.device,
-            compile=args.compile,
-            cuda_graph=args.cuda_graph,
-            rounds=args.rounds,
-            **machine,
+            **described(args, (height, width)),
             keep=plan.keep,
             tokens_per_block=plan.tokens,
             misfit=costs.misfit,

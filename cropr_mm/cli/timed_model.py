@@ -11,6 +11,7 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import MODELS
 from torch import nn
 
+from ..benchmark.machine import describe_machine
 from ..benchmark.measure import Setting
 from ..utils.checks import check_integer
 from .model import build_model
@@ -60,6 +61,13 @@ def setting_of(args: argparse.Namespace, least_rounds: int = 0) -> Setting:
         torch.set_num_threads(check_integer('--threads', args.threads))
     training = getattr(args, 'train', False)
     return Setting(args.device, getattr(torch, args.dtype), training, args.compile, args.cuda_graph, args.rounds)
+
+
+def described(args: argparse.Namespace, sides: tuple[int, int]) -> dict[str, Any]:
+    """What was timed, how and where, for a report."""
+    how = ('whole_model', 'batch_size', 'dtype', 'device', 'compile', 'cuda_graph', 'rounds')
+    settings = {key: getattr(args, key) for key in how}
+    return dict(model=args.config or args.arch, img_size=list(sides), **settings, **describe_machine(args.device))
 
 
 def read_model_config(args: argparse.Namespace) -> Config:
