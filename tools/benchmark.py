@@ -19,7 +19,6 @@ import torch
 from mmengine.config import Config
 from torch import Tensor
 
-from cropr_mm.benchmark.batches import random_batch
 from cropr_mm.benchmark.machine import describe_machine
 from cropr_mm.benchmark.measure import draw, measure
 from cropr_mm.benchmark.variants import VARIANTS, build_variants
@@ -32,7 +31,7 @@ from cropr_mm.cli.timed_model import (
     described,
     read_model_config,
     setting_of,
-    sides_of,
+    timed_batch,
 )
 from cropr_mm.models.cropr_vit import find_backbone
 from cropr_mm.utils.checks import check_integer, check_number
@@ -152,9 +151,8 @@ def main() -> None:
         )
         for model in variants.values():
             find_backbone(model).pruning_progress = args.progress
-        height, width = sides_of(args, cfg)
-        scope = cfg.get('default_scope', '') if args.whole_model else ''
-        batch = random_batch(scope, args.batch_size, height, width, args.num_classes, args.device)
+        batch = timed_batch(args, cfg, args.num_classes)
+        height, width = batch['inputs'].shape[-2:]
         subject = f'{args.config or args.arch}, {"whole model" if args.whole_model else "backbone"}'
         work = 'training step' if args.train else 'inference'
         options = [name for name in ('compile', 'cuda_graph') if getattr(args, name)]

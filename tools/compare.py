@@ -252,7 +252,7 @@ def _train_and_test(args: argparse.Namespace, run: Run) -> dict[str, Any]:
     start = time.monotonic()
     work_dir = str(run.folder.resolve())
     call(args, run, 'train.py', config, '--work-dir', work_dir, '--resume', *extra)
-    if not evaluations(run):  # cut short after the last checkpoint, and there is nothing left to train
+    if not evaluations(run, records_of(run)):  # cut short after the last checkpoint, and there is nothing left to train
         call(args, run, 'test.py', config, checkpoint_of(run.folder), '--work-dir', work_dir)
     routing = run.folder / 'routing.json'
     if run.method != 'dense' and (args.routing == 'all' or run.seed == args.seeds[0]):
@@ -293,15 +293,16 @@ def records_of(run: Run) -> list[dict[str, Any]]:
     return records
 
 
-def evaluations(run: Run) -> list[dict[str, Any]]:
+def evaluations(run: Run, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     main = METRICS[is_segmentation(run.cfg)][0][0]
-    return [record for record in records_of(run) if main in record]
+    return [record for record in records if main in record]
 
 
 def read_scores(run: Run) -> dict[str, Any]:
     """Scores of the last evaluation in percent, those of the classes, and the time per iteration."""
     segmentation = is_segmentation(run.cfg)
-    if not (found := evaluations(run)):
+    records = records_of(run)
+    if not (found := evaluations(run, records)):
         raise RunError(f'{run.method}, seed {run.seed}: no {METRICS[segmentation][0][0]} in {run.folder}/*/*.json')
     scores = found[-1]
     result: dict[str, Any] = {
@@ -322,7 +323,7 @@ def read_scores(run: Run) -> dict[str, Any]:
         objects = [result['classes'][name] for name in object_names(run.cfg) if name in names]
         if objects:
             result['object_IoU'] = statistics.mean(objects)
-    times = [r['time'] for r in records_of(run) if 'time' in r and 'loss' in r]
+    times = [r['time'] for r in records if 'time' in r and 'loss' in r]
     result['seconds_per_iteration'] = statistics.median(times) if times else None
     return result
 

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from mmengine.config import Config
 
-from cropr_mm.benchmark.batches import random_batch
 from cropr_mm.benchmark.machine import describe_machine
 from cropr_mm.benchmark.planner import (
     LEAST,
@@ -40,7 +39,7 @@ from cropr_mm.cli.timed_model import (
     described,
     read_model_config,
     setting_of,
-    sides_of,
+    timed_batch,
 )
 from cropr_mm.models.cropr_vit import find_backbone
 from cropr_mm.utils.checks import check_number
@@ -107,9 +106,8 @@ def main() -> None:
             if setting.compile_blocks:
                 find_backbone(model).compile_blocks()
         dense, pruned = models.values()
-        height, width = sides_of(args, cfg)
-        scope = cfg.get('default_scope', '') if args.whole_model else ''
-        batch = random_batch(scope, args.batch_size, height, width, 2, args.device)
+        batch = timed_batch(args, cfg, 2)
+        height, width = batch['inputs'].shape[-2:]
         batch['inputs'] = batch['inputs'].to(setting.dtype)
         machine = describe_machine(args.device)
         print(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..models import Schedule
 from ..models.cropr_vit import CroprViT, find_backbone
-from ..models.pruning.schedule import evenly_spaced
+from ..models.pruning.schedule import evenly_spaced, most_pruners
 from .measure import Setting, graphed, prediction
 from .throughput import Timing, compare_throughput
 
@@ -47,7 +47,7 @@ class Shape:
     @property
     def pruners(self) -> int:
         """How many blocks may have a pruner after them."""
-        return self.depth - (2 if self.fusion else 1)
+        return most_pruners(self.depth, self.fusion)
 
     @property
     def patches(self) -> int:

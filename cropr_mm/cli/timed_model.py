@@ -11,6 +11,7 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import MODELS
 from torch import nn
 
+from ..benchmark.batches import random_batch
 from ..benchmark.machine import describe_machine
 from ..benchmark.measure import Setting
 from ..utils.checks import check_integer
@@ -94,10 +95,12 @@ def read_model_config(args: argparse.Namespace) -> Config:
     return cfg
 
 
-def sides_of(args: argparse.Namespace, cfg: Config) -> tuple[int, int]:
-    """(height, width) of the images in pixels."""
+def timed_batch(args: argparse.Namespace, cfg: Config, num_classes: int) -> dict[str, Any]:
+    """A random batch for the model, of the size that the options ask for: ``inputs`` and ``data_samples``."""
     side = args.img_size or cfg.model.backbone.get('img_size', 224)
-    return (side, side) if isinstance(side, int) else tuple(side)
+    height, width = (side, side) if isinstance(side, int) else side
+    scope = cfg.get('default_scope', '') if args.whole_model else ''
+    return random_batch(scope, args.batch_size, height, width, num_classes, args.device)
 
 
 def build_timed_model(cfg: Config, whole: bool, pruning: dict[str, Any] | None, device: str) -> nn.Module:

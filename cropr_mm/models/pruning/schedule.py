@@ -11,6 +11,11 @@ from ...utils.checks import check_integer, is_integer, is_number
 FUSIONS = ('last_layer', None)
 
 
+def most_pruners(depth: int, fusion: str | None) -> int:
+    """How many blocks, from the first on, may have a pruner after them."""
+    return depth - (2 if fusion else 1)
+
+
 def evenly_spaced(depth: int, stages: int) -> list[int]:
     """The blocks that ``stages`` pruners stand after when they divide a transformer of ``depth`` blocks evenly."""
     return [depth * stage // (stages + 1) - 1 for stage in range(1, stages + 1)]
@@ -64,7 +69,7 @@ class Schedule:
         if sum(plan is not None for plan in plans.values()) != 1:
             listed = ', '.join(f'pruning.{key}={plan!r}' for key, plan in plans.items())
             raise ValueError(f'{listed}; exactly one of them is expected')
-        last = depth - (3 if fusion else 2)
+        last = most_pruners(depth, fusion) - 1
         if last < 0:
             raise ValueError(f'pruning needs at least {depth - last} blocks with fusion={fusion!r}; arch has {depth}')
         self.num_patches: int = grid[0] * grid[1]
