@@ -58,8 +58,8 @@ def take_flat_rows(x: Tensor, rows: Tensor) -> Tensor:
 class Tokens(NamedTuple):
     """The current tokens of a batch: P prefix tokens ([CLS] and register tokens), then M patch tokens.
 
-    They lie in one order for a whole forward pass (:class:`~cropr_mm.models.positions.Positions`), which windowed
-    attention relies on: what removes tokens leaves the others as they lay.
+    They begin in one order (:class:`~cropr_mm.models.positions.Positions`). Windowed attention relies on it, so in a
+    model with windows what removes tokens leaves the others as they lay.
 
     Attributes:
         x: (B, P + M, D).
@@ -90,13 +90,8 @@ class Tokens(NamedTuple):
 
     def take(self, rows: Tensor) -> Tokens:
         """The tokens in ``rows`` (B, K), the prefix first."""
-        return self.take_flat(flat_rows(rows, self.x.shape[1]))
-
-    def take_flat(self, rows: Tensor) -> Tokens:
-        """As :meth:`take`, for rows of the flattened batch."""
-        size = None if self.size is None else take_flat_rows(self.size, rows)
-        positions = take_flat_rows(self.all_positions, rows)
-        return Tokens(take_flat_rows(self.x, rows), positions, self.num_prefix, size)
+        size = None if self.size is None else self.size.gather(1, rows)
+        return Tokens(take_rows(self.x, rows), self.all_positions.gather(1, rows), self.num_prefix, size)
 
 
 class Removed(NamedTuple):
@@ -131,24 +126,24 @@ def rank(scores: Tensor) -> Tensor:
     return comparable.argsort(dim=1, descending=True, stable=True)
 
 
-def split(tokens: Tokens, scores: Tensor, count: int) -> tuple[Tokens, Removed]:
+def split(tokens: Tokens, scores: Tensor, count: int, in_order: bool = True) -> tuple[Tokens, Removed]:
     """Prune the ``count`` patch tokens with the lowest scores.
 
     Args:
         tokens: M patch tokens, and any prefix tokens, which are always kept.
         scores: (B, M).
         count: 0 ≤ count < M.
+        in_order: whether the kept tokens lie in the order in which they were, so that neighbours in memory stay
+            neighbours, or, which saves a second sort, by their scores.
 
     Returns:
-        The kept tokens, in the order in which they were, so that neighbours in memory stay neighbours; and the
-        pruned ones.
+        The kept tokens, the prefix first, and the pruned ones.
     """
     # The prefix ranks first: nothing is above infinity, and ties keep their order.
     ranked = rank(F.pad(scores, (tokens.num_prefix, 0), value=torch.inf) if tokens.num_prefix else scores)
-    total = ranked.shape[1]
-    kept, pruned = flat_rows(ranked, total).split([total - count, count], dim=1)
-    removed = tokens.take_flat(pruned.contiguous())
-    return tokens.take_flat(kept.sort(dim=1).values), Removed(removed.all_positions, removed.x)
+    kept, pruned = ranked.split([ranked.shape[1] - count, count], dim=1)
+    removed = tokens.take(pruned)
+    return tokens.take(kept.sort(dim=1).values if in_order else kept), Removed(removed.all_positions, removed.x)
 
 
 def restore(tokens: Tokens, removed: Sequence[Removed], order: Tensor) -> Tokens:

@@ -47,13 +47,14 @@ def test_rank_sorts_with_nan_last_and_ties_in_order(scores):
         assert order == sorted(range(len(row)), key=lambda i: (-worth[i], i))
 
 
-@given(score_tables(), st.integers(0, 3), st.booleans(), st.data())
-def test_split_keeps_the_best_after_the_prefix_in_the_order_in_which_they_were(scores, prefix, size, data):
+@given(score_tables(), st.integers(0, 3), st.booleans(), st.booleans(), st.data())
+def test_split_keeps_the_best_after_the_prefix_as_they_lay_or_by_score(scores, prefix, size, in_order, data):
     count = data.draw(st.integers(0, scores.shape[1] - 1))
     tokens = tokens_of(scores, prefix, size)
-    kept, pruned = split(tokens, scores, count)
+    kept, pruned = split(tokens, scores, count, in_order)
     for b, order in enumerate(rank(scores).tolist()):
-        assert kept.position[b].tolist() == sorted(order[: len(order) - count])
+        best = order[: len(order) - count]
+        assert kept.position[b].tolist() == (sorted(best) if in_order else best)
         assert pruned.position[b].tolist() == order[len(order) - count :]
         assert torch.equal(kept.x[b], torch.cat([tokens.prefix[b], tokens.patches[b, kept.position[b]]]))
         assert torch.equal(pruned.x[b], tokens.patches[b, pruned.position[b]])

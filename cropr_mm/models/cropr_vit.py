@@ -150,7 +150,8 @@ class CroprViT(PlainViT):
             if i in counts:
                 # score the patch tokens, keep the best, prune the rest
                 self._collect(i, tokens, grid)
-                tokens, parts = self.reduce(i, tokens, counts[i], Context(grid, padding, observed))
+                context = Context(grid, padding, observed, in_order=self.window_size is not None)
+                tokens, parts = self.reduce(i, tokens, counts[i], context)
                 removed += parts
         return tuple(outputs)
 

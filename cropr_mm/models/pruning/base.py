@@ -18,11 +18,13 @@ class Context(NamedTuple):
         grid: (H, W), the patch grid of these images.
         padding: (B, H * W) bool, the positions that hold only padding, or None.
         observed: what :meth:`BaseReducer.observe` returned in the block before, or None.
+        in_order: whether the tokens that continue must lie in the order in which they were, as windows need it.
     """
 
     grid: tuple[int, int]
     padding: Tensor | None = None
     observed: Any = None
+    in_order: bool = True
 
 
 class BaseReducer(nn.Module):
@@ -61,8 +63,9 @@ class BaseReducer(nn.Module):
             context: what else may be read.
 
         Returns:
-            The current tokens from here on, M - count of them patch tokens, all in the order in which they were; and
-            all that is needed to bring the ``count`` other positions back, in one part or several.
+            The current tokens from here on, M - count of them patch tokens, the prefix first, and all in the order
+            in which they were where ``context.in_order`` asks for it; and all that is needed to bring the ``count``
+            other positions back, in one part or several.
         """
         raise NotImplementedError
 
@@ -116,7 +119,7 @@ class BasePruner(BaseReducer):
         scores = scores.float()
         if context.padding is not None:
             scores = scores.masked_fill(context.padding.gather(1, tokens.position), -torch.inf)
-        kept, pruned = split(tokens, scores, count)
+        kept, pruned = split(tokens, scores, count, context.in_order)
         return kept, [pruned]
 
 

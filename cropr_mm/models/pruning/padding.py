@@ -24,18 +24,22 @@ def padding_patches(images: Tensor, patch_size: int) -> Tensor:
     """
     height, width = images.shape[2:]
     sides = [torch.arange(1, side + 1, device=images.device) for side in (height, width)]
-    ends = [torch.full_like(images[:, 0, 0, 0], side, dtype=torch.int64) for side in (height, width)]
-    for around in (True, False):
-        corner = (ends[0] - 1) * width + ends[1] - 1
-        colour = images.flatten(2).gather(2, corner[:, None, None].expand(-1, images.shape[1], 1)).unsqueeze(3)
-        # Less than half a grey level. Batches that mm resizes (YOLOX) hold their padding to a few decimals only.
-        tolerance = 1e-3 * colour.abs().amax(dim=1).clamp(min=1)
-        distance = (images - colour).abs_().amax(dim=1)
-        if not around:
-            inside = [side <= end[:, None] for side, end in zip(sides, ends)]
-            distance = distance * inside[0][:, :, None] * inside[1][:, None, :]
-        other = [~(distance.amax(dim=dim) <= tolerance[:, 0]) for dim in (2, 1)]  # NaN is no padding
-        # An image of one colour ends at its first pixel.
-        ends = [(differs * side).amax(dim=1).clamp(min=1) for differs, side in zip(other, sides)]
-    below, beside = (side[::patch_size] > end[:, None] for side, end in zip(sides, ends))
+    end_y, end_x = _ends(images, images[:, :, -1:, -1:], sides)
+    around = (sides[0] > end_y[:, None])[:, :, None] | (sides[1] > end_x[:, None])[:, None, :]
+    corner = end_y * width + end_x - (width + 1)
+    colour = images.flatten(2).gather(2, corner[:, None, None].expand(-1, images.shape[1], 1)).unsqueeze(3)
+    end_y, end_x = _ends(images, colour, sides, around)
+    below, beside = (side[::patch_size] > end[:, None] for side, end in zip(sides, (end_y, end_x)))
     return (below[:, :, None] | beside[:, None, :]).flatten(1)
+
+
+def _ends(images: Tensor, colour: Tensor, sides: list[Tensor], around: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Last row and last column (B,), from 1, with a pixel of another colour (B, C, 1, 1), which is not ``around``."""
+    # Less than half a grey level. Batches that mm resizes (YOLOX) hold their padding to a few decimals only.
+    tolerance = 1e-3 * colour.abs().amax(dim=1).clamp(min=1)
+    same = (images - colour).abs_().amax(dim=1) <= tolerance  # NaN is no padding
+    if around is not None:
+        same = same | around
+    # An image of one colour ends at its first pixel.
+    last_y, last_x = (side.masked_fill(same.all(dim=dim), 1).amax(dim=1) for dim, side in zip((2, 1), sides))
+    return last_y, last_x
