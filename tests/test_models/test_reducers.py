@@ -195,4 +195,4 @@ def test_scores_may_be_integers():
     kept = []
     model.prune_listeners.append(lambda block, positions, pruned: kept.append(positions[0].tolist()))
     model(torch.randn(1, 3, 24, 24))
-    assert kept[0] == list(range(5, 36))
+    assert sorted(kept[0]) == list(range(5, 36))
