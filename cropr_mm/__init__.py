@@ -6,6 +6,7 @@ Importing the package registers everything in mmengine's root registries:
 
 from . import engine, models
 from .checkpoint.addresses import protect_mmengine
+from .cuda_graphs import use_cuda_graphs
 from .engine import *  # noqa: F403
 from .models import *  # noqa: F403
 from .swap import swap_backbone
@@ -16,4 +17,13 @@ from .version import __version__
 protect_mmengine()
 let_mmengine_find_mmseg()
 
-__all__ = ['Removed', 'SparseFeature', 'Tokens', '__version__', 'swap_backbone', *engine.__all__, *models.__all__]
+__all__ = [
+    'Removed',
+    'SparseFeature',
+    'Tokens',
+    '__version__',
+    'swap_backbone',
+    'use_cuda_graphs',
+    *engine.__all__,
+    *models.__all__,
+]

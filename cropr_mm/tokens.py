@@ -8,7 +8,7 @@ Three integers address tokens, and no others: a *position* is a place on the pat
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -266,6 +266,20 @@ class SparseFeature:
     def complete(self) -> bool:
         """Whether a current token stands for every position."""
         return self.num_held == self.num_positions and all(part.owner is not None for part in self.removed)
+
+    def clone(self) -> SparseFeature:
+        """The same, in memory of its own."""
+
+        def copied(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.clone()
+
+        return replace(
+            self,
+            tokens=self.tokens.clone(),
+            position=copied(self.position),
+            prefix=copied(self.prefix),
+            removed=tuple(Removed(part.position.clone(), *map(copied, part[1:])) for part in self.removed),
+        )
 
     def to_dense(self, fill: str | Tensor = 'exit') -> Tensor:
         """Put the tokens back on the grid. Positions that were merged get the value of the token they share.

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..cuda_graphs import record
 from ..models import CroprViT
 from ..models.cropr_vit import find_backbone
 from .figures import save_figure
@@ -166,23 +167,13 @@ def graphed(call: Callable[[], Any]) -> Callable[[], Any]:
     Raises:
         ValueError: the call waits for the device, or its shapes depend on the data.
     """
-    with torch.inference_mode():
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(3):
-                call()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(graph):
-                call()
-        except RuntimeError as error:
-            raise ValueError(
-                '--cuda-graph: this model cannot be recorded, as it waits for the GPU or its shapes depend on the data '
-                f'({str(error).splitlines()[0]}); a backbone by itself, without --whole-model, can'
-            ) from error
-    return graph.replay
+    try:
+        return record(call)[0]
+    except RuntimeError as error:
+        raise ValueError(
+            '--cuda-graph: this model cannot be recorded, as it waits for the GPU or its shapes depend on the data '
+            f'({str(error).splitlines()[0]}); a backbone by itself, without --whole-model, can'
+        ) from error
 
 
 def draw(figures: Mapping[str, Mapping[str, Any]], path: str | Path, title: str = '') -> Path:

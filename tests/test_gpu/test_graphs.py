@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from cropr_mm.benchmark.measure import graphed
+from cropr_mm import use_cuda_graphs
+from cropr_mm.cuda_graphs import record
 
 from .small import ATTENTION, DIFFICULTY, FAMILIES, PRUNERS, on, pruned
 
@@ -17,7 +18,7 @@ def check(model, gpu, dtype, tolerance):
         (level,) = model(images)
         out['map'] = level.to_dense()
 
-    replay = graphed(call)
+    replay, _ = record(call)
     recorded = out['map']
     for _ in range(2):
         others = torch.randn(2, 3, 24, 24).to(gpu, dtype)
@@ -39,3 +40,19 @@ def test_replay(gpu, family, attention, dtype, tolerance):
 @pytest.mark.parametrize('pruner', PRUNERS)
 def test_replay_of_every_pruner(gpu, pruner):
     check(pruned(PRUNERS[pruner]), gpu, torch.float32, 1e-4)
+
+
+@pytest.mark.parametrize('attention', ATTENTION)
+def test_a_model_that_uses_graphs(gpu, attention):
+    """Several shapes in turn, whose results are kept over later replays."""
+    model = on(gpu, pruned(**ATTENTION[attention])).eval()
+    images = [torch.randn(*shape).to(gpu) for shape in [(2, 3, 24, 24), (1, 3, 24, 36), (2, 3, 24, 24)]]
+    with torch.inference_mode():
+        expected = [model(x)[0].to_dense() for x in images]
+    use_cuda_graphs(model)
+    for mode in (torch.no_grad(), torch.inference_mode()):
+        with mode:
+            found = [model(x)[0].to_dense() for x in images]
+        assert len(model.forward.recorded) == 2
+        for a, b in zip(found, expected):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
