@@ -50,15 +50,21 @@ def _dataset_paths(dataset: Any) -> Iterator[tuple[str, str]]:
     if dataset.get('backend_args') or dataset.get('file_client_args'):
         return
     root = dataset.get('data_root') or ''
-    prefixes = dataset.get('data_prefix') or {}
     paths = {
         'data_root': root,
         'ann_file': dataset.get('ann_file') or '',
-        **{f'data_prefix.{name}': prefix for name, prefix in prefixes.items()},
+        **_by_name(dataset.get('data_prefix') or {}, 'data_prefix'),
     }
     for name, path in paths.items():
         if isinstance(path, str) and path and '://' not in root + path:
             yield name, path if name == 'data_root' else os.path.join(root, path)
+
+
+def _by_name(setting: Any, key: str) -> dict[str, Any]:
+    """A setting that is one value (mmpretrain's ``data_prefix='train'``), or several by name."""
+    if isinstance(setting, dict):
+        return {f'{key}.{name}': value for name, value in setting.items()}
+    return {key: setting}
 
 
 def check_weights(cfg: Config) -> None:

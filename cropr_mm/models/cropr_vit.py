@@ -33,8 +33,8 @@ class CroprViT(PlainViT):
         arch: see :class:`PlainViT`, as for all arguments that are not listed here.
         out_indices: blocks whose output is returned. With Last Layer Fusion the last block must be among them; with
             ``fusion=None`` every pruner must stand before the last of them.
-        drop_path_rate: stochastic depth of the last block, growing linearly from 0. With Last Layer Fusion the
-            last block itself has none, as published.
+        drop_path_rate: stochastic depth of the last block, growing linearly from 0, or that of each block. With Last
+            Layer Fusion the last block has none, as published.
         pruning: None for the dense model, or a dict: ``pruner`` (config of a
             :class:`~cropr_mm.models.pruning.BaseReducer`), the arguments of
             :class:`~cropr_mm.models.pruning.Schedule` (``rate``, ``target_ratio`` or ``keep``, ``blocks``,
@@ -60,7 +60,7 @@ class CroprViT(PlainViT):
         patch_size: int = 16,
         in_channels: int = 3,
         out_indices: int | Sequence[int] = -1,
-        drop_path_rate: float = 0.0,
+        drop_path_rate: float | Sequence[float] = 0.0,
         final_norm: bool = True,
         window_size: int | None = None,
         global_blocks: Sequence[int] = (),

@@ -42,7 +42,7 @@ class PlainViT(BaseModule):
         in_channels: channels of the images.
         out_indices: blocks whose output is returned; negative ones count from the end. Blocks after the last of them
             are not computed and do not train.
-        drop_path_rate: stochastic depth of the last block, growing linearly from 0.
+        drop_path_rate: stochastic depth of the last block, growing linearly from 0; or that of each block.
         final_norm: whether the output of the last block is normalised.
         window_size: side of a window in patches. Blocks then attend within windows of the patch grid (ViTDet, arXiv
             2203.16527; EVA-02's detectors). Prefix tokens attend to all tokens, and all to them. None: global
@@ -66,7 +66,7 @@ class PlainViT(BaseModule):
         patch_size: int = 16,
         in_channels: int = 3,
         out_indices: int | Sequence[int] = -1,
-        drop_path_rate: float = 0.0,
+        drop_path_rate: float | Sequence[float] = 0.0,
         final_norm: bool = True,
         window_size: int | None = None,
         global_blocks: Sequence[int] = (),
@@ -88,11 +88,9 @@ class PlainViT(BaseModule):
             raise ValueError(f'global_blocks={global_blocks!r} without window_size; all blocks are global then')
         self.with_cp = check_flag('with_cp', with_cp)
         self.frozen_stages = check_integer('frozen_stages', frozen_stages, -1, self.depth)
-        rate = check_number('drop_path_rate', drop_path_rate, least=0, below=1)
+        drop_path_rates = self._resolve_drop_path(drop_path_rate)
         self._build_embedding()
-        self._build_blocks(
-            torch.linspace(0, rate, self.depth, device='cpu').tolist(), check_flag('final_norm', final_norm)
-        )
+        self._build_blocks(drop_path_rates, check_flag('final_norm', final_norm))
         self._freeze()
         self.register_load_state_dict_post_hook(end_loading)
         # None: as built; True: loaded or trained; False: as built, and a checkpoint of another backbone was loaded.
@@ -112,6 +110,14 @@ class PlainViT(BaseModule):
                 f'(0 to {self.depth - 1}, or negative) are expected'
             )
         return resolved
+
+    def _resolve_drop_path(self, rate: float | Sequence[float]) -> list[float]:
+        if not isinstance(rate, Sequence) or isinstance(rate, str):
+            last = check_number('drop_path_rate', rate, least=0, below=1)
+            return torch.linspace(0, last, self.depth, device='cpu').tolist()
+        if len(rate) != self.depth:
+            raise ValueError(f'drop_path_rate has {len(rate)} numbers; one, or one for each of {self.depth} blocks')
+        return [float(check_number(f'drop_path_rate[{i}]', one, least=0, below=1)) for i, one in enumerate(rate)]
 
     def _build_embedding(self) -> None:
         dim, registers = self.embed_dims, self.arch.num_registers

@@ -22,6 +22,7 @@ PAGES = {
     'results/NOTES.md': 'notes.md',
     'configs/ade20k/README.md': 'ade20k.md',
     'configs/coco/README.md': 'coco.md',
+    'configs/imagenet/README.md': 'imagenet.md',
     'configs/photos/README.md': 'photos.md',
     'configs/camvid/README.md': 'camvid.md',
     'configs/nuclei/README.md': 'nuclei.md',

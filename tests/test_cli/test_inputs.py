@@ -20,6 +20,13 @@ def test_missing_data_names_key_path_and_remedy(tmp_path, wrap):
     check_data(cfg, ['train_dataloader', 'val_dataloader'])
 
 
+def test_a_prefix_may_be_one_folder(tmp_path):
+    """As in mmpretrain's configs."""
+    cfg = Config(dict(val_dataloader=dict(dataset=dict(data_root=str(tmp_path), data_prefix='val'))))
+    with pytest.raises(FileNotFoundError, match=r'val_dataloader.dataset.data_prefix: .*/val does not exist'):
+        check_data(cfg, ['val_dataloader'])
+
+
 def test_data_in_other_places_is_left_to_mmengine():
     remote = [dict(DATASET, data_root='s3://bucket/'), dict(DATASET, backend_args=dict(backend='petrel'))]
     cfg = Config(dict(val_dataloader=dict(dataset=dict(type='ConcatDataset', datasets=remote))))

@@ -1,10 +1,11 @@
-"""The configs for ADE20K and COCO: what each builds, what it keeps and, shrunken, that it learns and predicts."""
+"""The full-size configs: what each builds, what it keeps and, shrunken, that it learns and predicts."""
 
 import dataclasses
 import math
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -13,7 +14,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from mmengine.structures import PixelData
-from parity import import_timm
+from parity import import_mmpretrain, import_timm
 
 from cropr_mm import CroprHook
 from cropr_mm.benchmark.flops import pruned_ratio, tokens_per_block
@@ -24,8 +25,13 @@ from cropr_mm.sample_data import CLASSES, THINGS, write_sample_data
 from cropr_mm.utils.libraries import register_library
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = {file.stem: file for folder in ('ade20k', 'coco') for file in sorted(ROOT.glob(f'configs/{folder}/*.py'))}
+FOLDERS = ('ade20k', 'coco', 'imagenet')
+FILES = {file.stem: file for folder in FOLDERS for file in sorted(ROOT.glob(f'configs/{folder}/*.py'))}
 SIDE = 64
+DATA = dict(
+    mmseg=('data/ade', '.zip'), mmdet=('data/coco', 'train2017.zip'), mmpretrain=('data/imagenet', 'ILSVRC2012')
+)
+CLASSES_OF = dict(mmseg=150, mmdet=80, mmpretrain=1000)
 ORIGINALS = {
     'eva02-l': 'eva02_large_patch14_224',
     'vit-b': 'vit_base_patch16_224',
@@ -41,7 +47,10 @@ every_config = pytest.mark.parametrize('name', FILES)
 
 
 def load(name):
-    pytest.importorskip('mmdet' if FILES[name].parent.name == 'coco' else 'mmseg')
+    if FILES[name].parent.name == 'imagenet':
+        import_mmpretrain()
+    else:
+        pytest.importorskip('mmdet' if FILES[name].parent.name == 'coco' else 'mmseg')
     if name.startswith('mask2former'):
         pytest.importorskip('mmdet')
     cfg = Config.fromfile(str(FILES[name]))
@@ -49,7 +58,7 @@ def load(name):
     return cfg
 
 
-@pytest.mark.parametrize('folder', ['ade20k', 'coco'])
+@pytest.mark.parametrize('folder', FOLDERS)
 def test_mim_and_the_readme_know_every_config(folder):
     names = {name for name, file in FILES.items() if file.parent.name == folder}
     metafile = yaml.safe_load((ROOT / 'configs' / folder / 'metafile.yml').read_text())
@@ -60,7 +69,7 @@ def test_mim_and_the_readme_know_every_config(folder):
         assert model['Config'] == f'configs/{folder}/{model["Name"]}.py'
         assert 'Results' not in model  # nobody has trained them
     readme = (ROOT / 'configs' / folder / 'README.md').read_text()
-    assert set(re.findall(r'[\w-]+_(?:ade20k|coco)[\w-]*(?=\.py)', readme)) == names
+    assert set(re.findall(r'[\w-]+_(?:ade20k|coco|in1k)[\w-]*(?=\.py)', readme)) == names
     assert f'configs/{folder}/metafile.yml' in yaml.safe_load((ROOT / 'model-index.yml').read_text())['Import']
 
 
@@ -68,7 +77,7 @@ def test_mim_and_the_readme_know_every_config(folder):
 def test_what_is_missing_is_named_with_where_it_comes_from(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cfg = load(name)
-    data, file = ('data/ade', '.zip') if cfg.default_scope == 'mmseg' else ('data/coco', 'train2017.zip')
+    data, file = DATA[cfg.default_scope]
     words = rf'^train_dataloader\.dataset\.\w+: {tmp_path}/{data}.* does not exist\. Download .*{file}.* in {data}'
     with pytest.raises(FileNotFoundError, match=words):
         check_data(cfg, ['train_dataloader'])
@@ -91,13 +100,14 @@ def expected_of_pruners(backbone, classes):
         return 0
     dim, patches = backbone.embed_dims, math.prod(backbone.grid)
     norm, mlp = 2 * dim, 2 * 4 * dim * dim + 5 * dim
-    kind = type(backbone.pruners['0'].aux_head).__name__
+    kind = type(next(iter(backbone.pruners.values())).aux_head).__name__
     each = {
         'TokenClassAuxHead': dim + norm + (dim + 1) * (classes + 1),  # one query, background as a class
         'PatchSegAuxHead': patches * dim + norm + mlp + norm + (dim + 1) * classes,
         'MultiLabelAuxHead': dim + norm + mlp + norm + (dim + 1) * classes,
     }
-    return (backbone.depth - 2) * each[kind]
+    each['ClsAuxHead'] = each['MultiLabelAuxHead']
+    return len(backbone.pruners) * each[kind]
 
 
 @every_config
@@ -119,7 +129,7 @@ def test_builds_with_as_many_parameters_as_the_original(name):
     expected -= 0 if arch.class_token else 2 * arch.embed_dim  # the token and its position
     expected -= 0 if settings.get('final_norm', True) else 2 * arch.embed_dim
     assert parameters(backbone) - parameters(backbone.pruners) == expected
-    assert parameters(backbone.pruners) == expected_of_pruners(backbone, 150 if cfg.default_scope == 'mmseg' else 80)
+    assert parameters(backbone.pruners) == expected_of_pruners(backbone, CLASSES_OF[cfg.default_scope])
     if head:
         assert head.num_classes == 150 and head.embed_dims == head.in_channels == arch.embed_dim
 
@@ -132,16 +142,31 @@ def test_keeps_as_many_tokens_as_planned(name):
         backbone = MODELS.build(settings)
     tokens = tokens_per_block(backbone, *size)
     rate = re.search(r'-r(\d+)-', name)
+    if '-5stages-' in name:
+        # Linear layers of all blocks, and the patch embedding, as the paper counts its 1273 G.
+        dim, hidden = backbone.embed_dims, int(backbone.embed_dims * 8 / 3)
+        count = sum(tokens) * (4 * dim**2 + 3 * dim * hidden) + tokens[0] * 16**2 * 3 * dim
+        assert count / 1e9 == pytest.approx(1273, abs=1)
+        assert backbone.schedule.blocks == (5, 8, 11, 14, 20) and set(backbone.schedule.blocks) < set(
+            backbone.global_blocks
+        )
+        assert pruned_ratio(backbone, *size) == pytest.approx(0.97, abs=0.001)
+        return
+    if '-oneshot-' in name:
+        assert tokens == [1025] * 3 + [208] * 21  # (0.2 · 1024 + 1) in eights
+        return
     if rate is None:
         assert '_dense-' in name and set(tokens) == {tokens[0]}
         return
     assert backbone.schedule.rate == int(rate[1])
     assert backbone.schedule.blocks == tuple(range(backbone.depth - 2)) and backbone.fusion
-    if 'eva02-l' in name and size == (512, 512):  # arXiv 2412.00965
+    if 'eva02-l' in name and size in [(512, 512), (448, 448)]:  # arXiv 2412.00965
         assert tokens == [1025, *range(984, 143, -40), 1025]
     elif 'eva02-l' in name:
         assert tokens == [9216, *range(8808, 239, -408), 9216]
         assert pruned_ratio(backbone, *size) == pytest.approx(0.97, abs=0.005)
+    elif 'in1k' in name:
+        assert tokens == [197, *range(192, 23, -8), 197]
     else:
         assert pruned_ratio(backbone, *size) == pytest.approx(0.86, abs=0.01)
 
@@ -161,7 +186,9 @@ def shrink(cfg):
         backbone.window_size = 2
     if cfg.default_scope == 'mmseg':
         cfg.model.data_preprocessor['size'] = (SIDE, SIDE)
-    else:
+        if 'test_cfg' in cfg.model.data_preprocessor:
+            cfg.model.data_preprocessor.test_cfg.size = (SIDE, SIDE)
+    elif cfg.default_scope == 'mmdet':
         cfg.model.data_preprocessor.pad_size_divisor = 32
     for key in ('dtype', 'loss_scale'):  # mixed precision needs an accelerator
         cfg.optim_wrapper.pop(key, None)
@@ -186,6 +213,11 @@ def batch(library):
         from mmdet.testing import demo_mm_inputs
 
         return demo_mm_inputs(2, [[3, SIDE, SIDE]] * 2, num_items=[2, 3], num_classes=80, with_mask=True)
+    if library == 'mmpretrain':
+        from mmpretrain.structures import DataSample
+
+        samples = [DataSample().set_gt_label(label) for label in (3, 999)]
+        return dict(inputs=list(torch.randint(256, (2, 3, SIDE, SIDE), dtype=torch.uint8)), data_samples=samples)
     from mmseg.structures import SegDataSample
 
     samples = []
@@ -207,7 +239,7 @@ def test_a_shrunken_version_learns_and_predicts(name):
     losses = model(**model.data_preprocessor(batch(cfg.default_scope), True), mode='loss')
     total, log = model.parse_losses(losses)
     assert all(torch.isfinite(value).all() for value in log.values()), log
-    assert ('cropr.loss_aux' in log) == ('_cropr-' in name)
+    assert ('cropr.loss_aux' in log) == ('_cropr-' in name or '_nonsalient-' in name)
     total.backward()
     first = model.backbone.patch_embed.proj.weight
     before = first.detach().clone()
@@ -223,8 +255,33 @@ def test_a_shrunken_version_learns_and_predicts(name):
     if cfg.default_scope == 'mmseg':
         logits = results[0].seg_logits.data
         assert logits.shape == (150, SIDE, SIDE) and torch.isfinite(logits).all()
+    elif cfg.default_scope == 'mmpretrain':
+        assert all(result.pred_score.shape == (1000,) and torch.isfinite(result.pred_score).all() for result in results)
     else:
         assert torch.isfinite(results[0].pred_instances.bboxes).all()
+
+
+@pytest.mark.parametrize('size, expected', [((150, 200), (384, 512)), ((120, 90), (512, 384))])
+def test_linear_heads_read_images_as_the_authors_do(size, expected):
+    """The long edge at 512, padded to 512², and a map of the image's own size."""
+    cfg = load('fcn_dense-eva02-l_8xb1-64e_ade20k-512x512')
+    scale = next(step for step in cfg.val_dataloader.dataset.pipeline if step.type == 'Resize')
+    from mmcv.transforms import Resize
+
+    results = Resize(scale.scale, keep_ratio=scale.keep_ratio)(dict(img=np.zeros((*size, 3), np.uint8)))
+    assert results['img'].shape[:2] == expected
+    seen = dict(cfg.model.backbone, arch='vit-tiny', init_cfg=None, drop_path_rate=0.0)
+    cfg.model.update(backbone=seen)
+    narrow(cfg.model, 1024, 192)
+    model = build_model(cfg).eval()
+    shapes = []
+    model.backbone.register_forward_pre_hook(lambda module, inputs: shapes.append(tuple(inputs[0].shape)))
+    from mmseg.structures import SegDataSample
+
+    sample = SegDataSample(metainfo=dict(img_shape=expected, ori_shape=size))
+    image = torch.randint(256, (3, *expected), dtype=torch.uint8)
+    (result,) = model.test_step(dict(inputs=[image], data_samples=[sample]))
+    assert shapes == [(1, 3, 512, 512)] and result.pred_sem_seg.data.shape[1:] == size
 
 
 @pytest.fixture(scope='module')

@@ -62,9 +62,10 @@ def with_class_token():
     return replace(half_full(), prefix=torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]))
 
 
-@pytest.mark.parametrize('mode, expected', [('cls', [1, 2]), ('avg', [5, 6])])
+@pytest.mark.parametrize('mode, expected', [('cls', [1, 2]), ('avg', [5, 6]), ('all', [3, 4])])
 def test_pooling_gives_a_vector_for_each_image(mode, expected):
-    """The [CLS] token, not the register after it; or the mean of the current tokens, without the pruned one."""
+    """The [CLS] token, not the register after it; or the mean of the current tokens, without the pruned one, and
+    without or with the prefix."""
     (vector,) = TokenPooling(mode)((with_class_token(),))
     assert vector.tolist() == [expected]
 
@@ -85,7 +86,7 @@ def test_pooling_can_normalise_afterwards():
 @pytest.mark.parametrize(
     'arguments, words',
     [
-        (dict(mode='max'), r"mode='max' is unknown; valid are 'cls', 'avg'"),
+        (dict(mode='max'), r"mode='max' is unknown; valid are 'cls', 'avg', 'all'"),
         (dict(norm=True), r'norm=True with embed_dim=None'),
     ],
 )

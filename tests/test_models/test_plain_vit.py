@@ -188,6 +188,13 @@ def test_drop_path_grows_and_spares_the_fusing_block(pruning, last):
     assert rates == pytest.approx([0, 0.05, 0.1, 0.15, last])
 
 
+@pytest.mark.parametrize('pruning, last', [(None, 0.4), (dict(pruner=cropr(), rate=6), 0.0)])
+def test_drop_path_of_each_block(pruning, last):
+    rates = [0.3, 0, 0.1, 0.2, 0.4]
+    model = small_vit(pruning=pruning, drop_path_rate=rates)
+    assert [block.drop_path.rate for block in model.blocks] == [*rates[:-1], last]
+
+
 def test_it_builds_from_the_root_registry():
     pruning = ConfigDict(pruner=dict(type='RandomPruner'), rate=0.09)
     model = MODELS.build(ConfigDict(type='CroprViT', arch='vit-tiny', img_size=64, pruning=pruning))
@@ -222,6 +229,8 @@ def test_out_indices_count_from_both_ends(out_indices):
         (dict(drop_path_rate='0.1'), r"drop_path_rate='0.1'; a number of 0 or more and below 1"),
         (dict(drop_path_rate=None), r'drop_path_rate=None; a number of 0 or more'),
         (dict(drop_path_rate=float('nan')), r'drop_path_rate=nan; a number of 0 or more'),
+        (dict(drop_path_rate=[0.1] * 4), r'drop_path_rate has 4 numbers; .* each of 5 blocks'),
+        (dict(drop_path_rate=[0.1] * 4 + [1]), r'drop_path_rate\[4\]=1; a number of 0 or more and below 1'),
         (dict(drop_path_rate=False), r'drop_path_rate=False; a number of 0 or more'),
         (dict(with_cp='no'), r"with_cp='no'; True or False"),
         (dict(final_norm=None), r'final_norm=None; True or False'),

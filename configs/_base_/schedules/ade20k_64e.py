@@ -1,5 +1,5 @@
 # The paper's recipe for ADE20K (arXiv 2412.00965): 64 epochs of 20,210 images at batch 8, no warm-up.
-_base_ = ['mmseg::_base_/default_runtime.py', 'mmseg::_base_/datasets/ade20k.py', '../datasets/ade20k_hint.py']
+_base_ = ['mmseg::_base_/default_runtime.py', '../datasets/ade20k_long-edge-512.py']
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=64, val_interval=4)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')

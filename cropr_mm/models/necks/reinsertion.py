@@ -60,7 +60,7 @@ class TokenPooling(BaseModule):
 
     Args:
         mode: ``'cls'``, the [CLS] token; ``'avg'``, the mean over the positions of the tokens that are current at the
-            level (pruned ones do not count).
+            level (pruned ones do not count); ``'all'``, that over current tokens, prefix included, as published.
         norm: whether a LayerNorm follows, as in models that normalise after averaging (MAE's ``fc_norm``; the
             backbone then takes ``final_norm=False``).
         embed_dim: channels of a token; needed for ``norm``.
@@ -78,8 +78,8 @@ class TokenPooling(BaseModule):
         init_cfg: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        if mode not in ('cls', 'avg'):
-            raise ValueError(f"mode={mode!r} is unknown; valid are 'cls', 'avg'")
+        if mode not in ('cls', 'avg', 'all'):
+            raise ValueError(f"mode={mode!r} is unknown; valid are 'cls', 'avg', 'all'")
         if norm and not embed_dim:
             raise ValueError(f'norm=True with embed_dim={embed_dim!r}; the channels of a token are needed')
         self.mode = mode
@@ -93,6 +93,9 @@ class TokenPooling(BaseModule):
     def _pool(self, feature: SparseFeature) -> Tensor:
         if self.mode == 'avg':
             return feature.mean()
+        if self.mode == 'all':
+            prefix = feature.tokens[:, :0] if feature.prefix is None else feature.prefix
+            return torch.cat([prefix, feature.tokens], dim=1).mean(dim=1)
         if feature.prefix is None or not feature.prefix.shape[1]:
             raise ValueError(
                 "TokenPooling(mode='cls'): the backbone has no [CLS] token; choose mode='avg' or an arch with "

@@ -16,7 +16,7 @@ from ...utils.compat import autocast_dtype
 from ..layers import Mlp, init_vit_weights
 from .base import BasePruner, Context
 
-EPS = 1e-6  # of every LayerNorm
+EPS = 1e-5  # of every LayerNorm, as published
 
 
 @MODELS.register_module()
@@ -41,6 +41,8 @@ class CroprPruner(BasePruner):
         mlp: whether an MLP (ratio 4, residual) follows the aggregation.
         stop_gradient: keep the auxiliary loss out of the backbone. The scores pass no gradient either way.
         reverse: keep the tokens that score lowest ("non-salient", a sanity check that must do worse than random).
+        sample: draw the tokens to keep, without replacement, with probabilities ``softmax_m(a_m)`` (Gumbel-top-k, arXiv
+            1903.06059) in place of taking the best, in evaluation too.
         deploy: build the folded scorer alone. It loads folded weights, and folds trained ones as it loads them.
         embed_dim, grid, patch_size: see :class:`BasePruner`.
 
@@ -62,6 +64,7 @@ class CroprPruner(BasePruner):
         mlp: bool = True,
         stop_gradient: bool = True,
         reverse: bool = False,
+        sample: bool = False,
         deploy: bool = False,
     ) -> None:
         super().__init__(embed_dim, grid, patch_size, deploy)
@@ -73,7 +76,7 @@ class CroprPruner(BasePruner):
         if not is_integer(num_heads) or num_heads < 1 or embed_dim % num_heads:
             raise ValueError(f'pruning.pruner.num_heads={num_heads!r}; a divisor of {embed_dim} channels is expected')
         self.num_heads, self.pre_norm = num_heads, pre_norm
-        self.stop_gradient, self.reverse = stop_gradient, reverse
+        self.stop_gradient, self.reverse, self.sample = stop_gradient, reverse, sample
         if deploy:
             self._keep_vector(torch.zeros(1, embed_dim))
             return
@@ -98,7 +101,8 @@ class CroprPruner(BasePruner):
             if self.pre_norm:
                 patches = F.layer_norm(patches.float(), (self.embed_dim,), eps=EPS)
             scores = _dot(vector, patches)
-            return -scores if self.reverse else scores
+            scores = -scores if self.reverse else scores
+            return scores - torch.empty_like(scores).exponential_().log() if self.sample else scores
 
     def predict(self, tokens: Tokens) -> Any:
         x = tokens.x.detach() if self.stop_gradient else tokens.x

@@ -23,7 +23,7 @@ def norm(z, weight, bias):
     """LayerNorm, one vector at a time."""
     mean = z.sum() / len(z)
     variance = ((z - mean) ** 2).sum() / len(z)
-    return (z - mean) / (variance + 1e-6).sqrt() * weight + bias
+    return (z - mean) / (variance + 1e-5).sqrt() * weight + bias
 
 
 def reference(w, x):
@@ -237,6 +237,25 @@ def test_a_folded_model_trains_without_auxiliary_losses():
     for _ in range(2):
         model(torch.randn(1, 3, 24, 24))[0].tokens.sum().backward()
     assert model.aux_losses([det_sample([0])]) == {}
+
+
+@pytest.mark.parametrize('deploy', [False, True])
+def test_sampling_draws_without_replacement_in_proportion_to_the_softmax_of_the_scores(deploy):
+    """Two of three tokens: each order of them as often as drawing one after the other gives it."""
+    pruner = build('MultiLabelAuxHead', sample=True)
+    if deploy:
+        pruner.switch_to_deploy()
+    shares = torch.tensor([0.6, 0.3, 0.1])
+    with torch.no_grad():
+        pruner.queries.copy_(torch.eye(1, DIM))
+    x = torch.zeros(20000, 3, DIM)
+    x[:, :, 0] = shares.log()
+    drawn = pruner.score(tokens_at(x, torch.arange(3).expand(20000, -1)), Context(GRID)).topk(2).indices
+    for i in range(3):
+        for j in {0, 1, 2} - {i}:
+            expected = shares[i] * shares[j] / (1 - shares[i])
+            found = ((drawn[:, 0] == i) & (drawn[:, 1] == j)).float().mean()
+            assert abs(found - expected) < 5 * (expected * (1 - expected) / 20000) ** 0.5
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])

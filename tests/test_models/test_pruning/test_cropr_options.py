@@ -27,7 +27,7 @@ def linear(x, layer):
 
 def norm(x, layer):
     centred = x - x.mean(-1, keepdim=True)
-    return centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt() * layer.weight + layer.bias
+    return centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() * layer.weight + layer.bias
 
 
 def reference(pruner, x, num_heads, qkv_proj, pre_norm, mlp):

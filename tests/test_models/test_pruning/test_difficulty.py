@@ -28,7 +28,7 @@ def reference(w, x, index, shares):
     scores, difficulty = [], []
     for token, position in zip(x, index.tolist()):
         scores.append((w['queries'][0] * token).sum())
-        z = (token - token.mean()) / (token.var(unbiased=False) + 1e-6).sqrt()
+        z = (token - token.mean()) / (token.var(unbiased=False) + 1e-5).sqrt()
         z = z * w['aux_head.norm.weight'] + w['aux_head.norm.bias']
         logits = w['aux_head.fc.weight'] @ z + w['aux_head.fc.bias']
         log_p = logits - logits.exp().sum().log()

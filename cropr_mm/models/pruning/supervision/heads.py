@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ....tokens import take_rows
 from ....utils.checks import check_integer, check_number
-from .targets import for_batch, image_class, image_classes, patch_classes, patch_labels, square_classes
+from .targets import PIXELS, for_batch, image_class, image_classes, patch_classes, patch_labels, square_classes
 
 
 class BaseAuxHead(nn.Module):
@@ -31,7 +31,7 @@ class BaseAuxHead(nn.Module):
         self.num_classes = check_integer('aux_head.num_classes', num_classes)
         self.num_queries = num_queries
         self.ignore_index = ignore_index
-        self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.norm = nn.LayerNorm(embed_dim)  # eps 1e-5, as published
         self.fc = nn.Linear(embed_dim, num_classes)
         nn.init.trunc_normal_(self.fc.weight, std=0.02)
         nn.init.zeros_(self.fc.bias)
@@ -58,8 +58,8 @@ class BaseAuxHead(nn.Module):
 class PatchSegAuxHead(BaseAuxHead):
     """The class of each patch, one query per patch of the training grid: cross-entropy (segmentation, as published).
 
-    The target is the label map at the centre of each patch (nearest). Images on another grid are read at the
-    training grid's resolution.
+    The target is one pixel of the label map for each patch. Images on another grid are read at the training grid's
+    resolution.
 
     Args:
         num_classes: classes C.
@@ -68,10 +68,11 @@ class PatchSegAuxHead(BaseAuxHead):
             a query is then the share of each class in its square.
         balance: how much rare classes count. A patch of a class that has the share f of the batch weighs
             f^-balance: 0 weighs patches alike (as published), 1 classes.
+        pixel: ``'centre'`` of the patch, or ``'corner'``, the one at its top left, as published.
         embed_dim, grid, patch_size: filled in by CroprViT.
 
     Raises:
-        ValueError: ``query_stride`` is no positive integer, or ``balance`` not in 0 to 1.
+        ValueError: ``query_stride`` is no positive integer, ``balance`` not in 0 to 1, or an unknown ``pixel``.
     """
 
     def __init__(
@@ -83,13 +84,17 @@ class PatchSegAuxHead(BaseAuxHead):
         ignore_index: int = 255,
         query_stride: int = 1,
         balance: float = 0.0,
+        pixel: str = 'centre',
     ) -> None:
         check_integer('aux_head.query_stride', query_stride)
+        if pixel not in PIXELS:
+            raise ValueError(f'aux_head.pixel={pixel!r}; one of {", ".join(PIXELS)} is expected')
         balance = float(check_number('aux_head.balance', balance, least=0, most=1))
         queries = (-(-grid[0] // query_stride), -(-grid[1] // query_stride))
         super().__init__(num_classes, embed_dim, queries[0] * queries[1], ignore_index)
         self.query_stride = query_stride
         self.balance = balance
+        self.pixel = pixel
         self.grid = grid
         self.patch_size = patch_size
 
@@ -101,7 +106,7 @@ class PatchSegAuxHead(BaseAuxHead):
             weighted = shares * self._weights(shares.sum(dim=(0, 1)))
             log_loss = -(weighted * logits.float().log_softmax(dim=-1)).sum()
             return log_loss / weighted.sum().clamp(min=torch.finfo(shares.dtype).tiny)
-        target = for_batch(patch_labels, data_samples, *where, *classes).flatten()
+        target = for_batch(patch_labels, data_samples, *where, *classes, self.pixel).flatten()
         known = target != self.ignore_index
         label = torch.where(known, target, 0)
         weight = known.float()

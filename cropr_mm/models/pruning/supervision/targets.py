@@ -13,6 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+PIXELS = {'centre': 'nearest-exact', 'corner': 'nearest'}
+"""Pixels of a patch that may stand for it, and how torch's interpolation calls them."""
+
 
 class Batch(List[Any]):
     """The data samples of one training step. The targets made from them are kept here, and go with the step."""
@@ -76,13 +79,14 @@ def patch_labels(
     training_grid: tuple[int, int],
     num_classes: int,
     ignore_index: int,
+    pixel: str = 'centre',
 ) -> Tensor:
-    """Class at the centre of each patch (nearest), on the training grid ``training_grid``: (h * w,) int64.
+    """Class of one of :data:`PIXELS` of each patch, on the training grid ``training_grid``: (h * w,) int64.
 
     For the other arguments, and the errors, see :func:`patch_classes`.
     """
     label = _padded_label_map(sample, grid, patch_size, num_classes, ignore_index, 'PatchSegAuxHead')
-    return F.interpolate(label[None, None].float(), size=training_grid, mode='nearest-exact').flatten().long()
+    return F.interpolate(label[None, None].float(), size=training_grid, mode=PIXELS[pixel]).flatten().long()
 
 
 def square_classes(

@@ -46,6 +46,15 @@ def test_the_target_is_the_label_at_the_centre_of_each_patch():
     assert loss.item() == pytest.approx(0, abs=1e-6)
 
 
+def test_the_target_may_be_the_label_at_the_corner():
+    label = torch.full((8, 12), 2)
+    label[::4, ::4] = torch.tensor([[0, 1, 2], [2, 1, 0]])
+    loss = patch_head(pixel='corner').loss(patch_logits([0, 1, 2, 2, 1, 0]), [seg_sample(label)], GRID)
+    assert loss.item() == pytest.approx(0, abs=1e-6)
+    with pytest.raises(ValueError, match=r"aux_head\.pixel='middle'; one of centre, corner"):
+        patch_head(pixel='middle')
+
+
 def test_labels_end_where_the_image_ends():
     """7 × 9 pixels on a grid of 2 × 3 patches: the padding has no label, and the grid is not stretched."""
     label = torch.zeros(7, 9, dtype=torch.long)
