@@ -131,6 +131,12 @@ def _exit(fill: str = 'exit') -> Callable[[Config], None]:
     return put
 
 
+def _late(cfg: Config) -> None:
+    """The same pruners, and tokens return after the last block, by a learned cross-attention."""
+    _exit()(cfg)
+    cfg.merge_from_dict({f'{PRUNING}.fusion': 'cross_attention'})
+
+
 def _reinsertion(cfg: Config) -> Any:
     neck = cfg.model.get('neck')
     for part in neck if isinstance(neck, (list, tuple)) else [neck]:
@@ -185,6 +191,7 @@ CHANGES: dict[str, Callable[[Config], None]] = {
     '75': _ratio(75),
     'stages3': _stages(3),
     'exit': _exit(),
+    'late': _late,
     'zero': _exit('zero'),
     'mask-token': _exit('mask_token'),
     'no-curriculum': _no_curriculum,
@@ -208,7 +215,7 @@ GROUPS = {
         for pruner in ('random', 'cropr', 'cropr-multilabel')
         for setting in ('50', '75', 'stages3', 'exit')
     ),
-    'returning': ('cropr-no-curriculum', 'cropr-exit', 'cropr-zero', 'cropr-mask-token'),
+    'returning': ('cropr-no-curriculum', 'cropr-exit', 'cropr-late', 'cropr-zero', 'cropr-mask-token'),
     'cheaper': ('cropr-half', 'cropr-patch-half', 'cropr-patch-stride2', 'cropr-patch-stride4'),
     'retrofit': ('cropr-retrofit', 'cropr-finetune', 'random-finetune'),
 }

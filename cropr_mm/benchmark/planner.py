@@ -62,7 +62,7 @@ class Shape:
         """Tokens of each block; None: of the dense model."""
         if schedule is None:
             return [self.patches + self.prefix] * self.depth
-        return schedule.tokens_per_block(self.depth, self.grid, self.prefix, self.fusion is not None)
+        return schedule.tokens_per_block(self.depth, self.grid, self.prefix, self.fusion == 'last_layer')
 
 
 def shape_of(backbone: CroprViT, images: Tensor) -> Shape:

@@ -17,7 +17,7 @@ from .fit import fit
 from .layouts import convert
 from .locate import read_weights
 from .names import shorten
-from .pruners import key_pruners_by_block
+from .pruners import PREFIXES, key_pruners_by_block
 from .rope import check_angles
 
 State = Dict[str, Tensor]
@@ -79,7 +79,7 @@ def load_init_cfg(model: Any, settings: Mapping[str, Any]) -> None:
 
 def _split(state: State) -> tuple[State, State]:
     """The weights of the dense model, and those of its pruners."""
-    pruners = {name: value for name, value in state.items() if name.startswith('pruners.')}
+    pruners = {name: value for name, value in state.items() if name.startswith(PREFIXES)}
     return {name: value for name, value in state.items() if name not in pruners}, pruners
 
 

@@ -1,9 +1,12 @@
-"""Names of pruners in checkpoints: by the block that each stands after."""
+"""Names of what pruning adds in checkpoints; those of pruners say the block that each stands after."""
 
 from __future__ import annotations
 
 from collections.abc import MutableMapping
 from typing import Any
+
+PREFIXES = ('pruners.', 'late_return.')
+"""How the names of weights begin that a CroprViT has and the dense model has not."""
 
 
 def key_pruners_by_block(state: MutableMapping[str, Any], prefix: str) -> None:

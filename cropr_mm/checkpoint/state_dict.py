@@ -16,6 +16,7 @@ from mmengine.logging import MMLogger
 from ..utils.compat import remove_prefix
 from .fit import fit_positions
 from .names import shorten, strip_wrappers
+from .pruners import PREFIXES
 
 _EMBEDDED = ('pos_embed', 'cls_token', 'reg_token')
 # PyTorch's message about a weight of another shape.
@@ -69,7 +70,7 @@ def begin_loading(
     names = [name for name in state_dict if name.startswith(prefix)]
     foreign = not any(name.startswith(f'{prefix}blocks.') for name in names)
     if foreign:
-        names = [name for name in names if not name.startswith(f'{prefix}pruners.')]
+        names = [name for name in names if not name[len(prefix) :].startswith(PREFIXES)]
         for name in names:  # some names are everybody's: cls_token, pos_embed
             del state_dict[name]
         if names and model.has_weights is None:
@@ -111,11 +112,11 @@ def end_loading(model: Any, keys: Any) -> None:
     missing, unexpected, errors = loading.found()
     # An auxiliary head is of the task, as the other heads are; without its weights a pruner prunes as it did.
     shapes = [text for text in errors if '.aux_head.' not in text]
-    extra = [name for name in unexpected if not name.startswith('pruners.')]
+    extra = [name for name in unexpected if not name.startswith(PREFIXES)]
     names = [strip_wrappers(name) for name, _ in model.named_parameters()]
     pruners = {name for name in names if name.startswith('pruners.') and '.aux_head.' not in name}
     absent = pruners.intersection(missing)
-    missing = [] if loading.foreign else [name for name in missing if not name.startswith('pruners.')]
+    missing = [] if loading.foreign else [name for name in missing if not name.startswith(PREFIXES)]
     if not loading.foreign:
         model.has_weights = True
     if absent != pruners:

@@ -117,7 +117,7 @@ def _layer(path: str, depth: int) -> int:
     part, *rest = path.split('.')
     if part == 'blocks':
         return int(rest[0]) + 1
-    return depth + 1 if part in ('norm', 'pruners') else 0
+    return depth + 1 if part in ('norm', 'late_return', 'pruners') else 0
 
 
 def _is_token(path: str) -> bool:

@@ -16,6 +16,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from ..checkpoint.names import shorten
+from ..checkpoint.pruners import PREFIXES
 from ..checkpoint.whole_model import load_what_fits
 from ..models.cropr_vit import CroprViT
 from ..utils.checks import is_type
@@ -37,7 +38,7 @@ def check_fits(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         ValueError: lists what is missing or of another shape.
     """
     missing = load_what_fits(model, weights, 'CroprHook.retrofit=True: load_from').missing_keys
-    wrong = [f'{name} is missing' for name in missing if '.pruners.' not in f'.{name}']
+    wrong = [f'{name} is missing' for name in missing if not any(f'.{own}' in f'.{name}' for own in PREFIXES)]
     if wrong:
         raise ValueError(
             'CroprHook.retrofit=True: load_from does not fit the model, and what it lacks would stay random and '
@@ -107,9 +108,9 @@ def freeze_all_but_pruners(model: nn.Module) -> tuple[int, int]:
         ValueError: there is nothing to train.
     """
     model.requires_grad_(False)
-    pruners = [m.pruners for m in model.modules() if isinstance(m, CroprViT)]
-    for pruner in pruners:
-        pruner.requires_grad_(True)
+    for backbone in (m for m in model.modules() if isinstance(m, CroprViT)):
+        for name, parameter in backbone.named_parameters():
+            parameter.requires_grad_(name.startswith(PREFIXES))
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError(
             'CroprHook.retrofit=True, but no pruner has parameters; set pruning.pruner.type to CroprPruner'
@@ -131,7 +132,7 @@ def modules_to_evaluate(model: nn.Module) -> list[nn.Module]:
         if isinstance(module, _RANDOM_OR_STATISTICS) or type(module).__name__ == 'DropPath'  # each library has its own
     ]
     for backbone in (m for m in model.modules() if isinstance(m, CroprViT)):
-        found += [m for name, m in backbone.named_modules() if name and name.split('.')[0] != 'pruners']
+        found += [m for name, m in backbone.named_modules() if name and not f'{name}.'.startswith(PREFIXES)]
     return found
 
 

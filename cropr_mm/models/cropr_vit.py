@@ -15,6 +15,7 @@ from .plain_vit import Observer, PlainViT
 from .positions import Positions
 from .pruning.base import Context, check_reduction
 from .pruning.build import Pruners, build_pruning
+from .pruning.late_return import LateReturn
 from .pruning.padding import padding_patches
 from .pruning.schedule import Schedule
 from .pruning.supervision.collector import AuxCollector
@@ -31,7 +32,7 @@ class CroprViT(PlainViT):
 
     Args:
         arch: see :class:`PlainViT`, as for all arguments that are not listed here.
-        out_indices: blocks whose output is returned. With Last Layer Fusion the last block must be among them; with
+        out_indices: blocks whose output is returned. With a fusion the last block must be among them; with
             ``fusion=None`` every pruner must stand before the last of them.
         drop_path_rate: stochastic depth of the last block, growing linearly from 0, or that of each block. With Last
             Layer Fusion the last block has none, as published.
@@ -99,7 +100,9 @@ class CroprViT(PlainViT):
             shape = dict(embed_dim=self.embed_dims, grid=self.grid, patch_size=self.patch_size)
             built = build_pruning(self._settings, self.depth, self.arch.class_token, **shape)
             self.schedule, self.pruners, self._supervision = built
-        self.fusion = self.schedule is not None and self.schedule.fusion is not None
+        fusion = None if self.schedule is None else self.schedule.fusion
+        self.fusion = fusion == 'last_layer'
+        self.late_return = LateReturn(self.arch) if fusion == 'cross_attention' else None
         if self.fusion:
             drop_path_rates[-1] = 0.0
         super()._build_blocks(drop_path_rates, final_norm)
@@ -145,6 +148,8 @@ class CroprViT(PlainViT):
                 # Last Layer Fusion: the pruned tokens come back and attend to the deep ones once
                 tokens, removed = restore(tokens, removed, positions.order), []
             tokens, observed = self.run_block(i, tokens, positions, self._observer(i, counts))
+            if i == self.depth - 1 and self.late_return is not None:
+                tokens, removed = self.late_return(tokens, removed, positions.order), []
             if i in self.out_indices:
                 outputs.append(self.output(i, tokens, grid, removed))
             if i in counts:

@@ -8,12 +8,12 @@ from typing import Any
 
 from ...utils.checks import check_integer, is_integer, is_number
 
-FUSIONS = ('last_layer', None)
+FUSIONS = ('last_layer', 'cross_attention', None)
 
 
 def most_pruners(depth: int, fusion: str | None) -> int:
     """How many blocks, from the first on, may have a pruner after them."""
-    return depth - (2 if fusion else 1)
+    return depth - (2 if fusion == 'last_layer' else 1)
 
 
 def evenly_spaced(depth: int, stages: int) -> list[int]:
@@ -26,7 +26,7 @@ class Schedule:
 
     A pruner stands after a block and removes patch tokens; prefix tokens are always kept. By default there is one
     after every block but the last two with Last Layer Fusion (all tokens come back after the second-to-last), and
-    after every block but the last without (arXiv 2412.00965, section 3).
+    after every block but the last otherwise (arXiv 2412.00965, section 3).
 
     Args:
         depth: blocks of the transformer.
@@ -41,7 +41,8 @@ class Schedule:
             ones by default.
         round_to: the number of kept tokens, prefix included, is the multiple of this nearest to the plan (matrix
             kernels run slower on odd sizes). 1 switches rounding off.
-        fusion: ``'last_layer'`` or None.
+        fusion: ``'last_layer'``, ``'cross_attention'`` (:class:`~cropr_mm.models.pruning.late_return.LateReturn`) or
+            None.
 
     Attributes:
         blocks: the block before each pruner, ascending.
@@ -64,7 +65,7 @@ class Schedule:
         fusion: str | None = 'last_layer',
     ) -> None:
         if fusion not in FUSIONS:
-            raise ValueError(f"pruning.fusion={fusion!r} is unknown; valid are 'last_layer' and None")
+            raise ValueError(f'pruning.fusion={fusion!r}; one of {", ".join(map(repr, FUSIONS))} is expected')
         plans = dict(rate=rate, target_ratio=target_ratio, keep=keep)
         if sum(plan is not None for plan in plans.values()) != 1:
             listed = ', '.join(f'pruning.{key}={plan!r}' for key, plan in plans.items())

@@ -179,7 +179,10 @@ def test_the_limit_in_the_message_fits(grid, rate, fusion):
         (dict(target_ratio=-0.1), r'pruning.target_ratio=-0.1; a share'),
         (dict(target_ratio='0.8'), r"pruning.target_ratio='0.8'; a share"),
         (dict(target_ratio=True), r'pruning.target_ratio=True; a share'),
-        (dict(rate=5, fusion='concat'), r"pruning.fusion='concat' is unknown; valid are 'last_layer' and None"),
+        (
+            dict(rate=5, fusion='concat'),
+            r"pruning.fusion='concat'; one of 'last_layer', 'cross_attention', None",
+        ),
         (dict(rate=5, round_to=0), r'pruning.round_to=0; a positive integer'),
         (dict(rate=5, blocks=[10]), r'pruning.blocks=\[10\]; different blocks from 0 to 9'),
         (dict(rate=5, blocks=[1, 1]), r'pruning.blocks=\[1, 1\]'),
