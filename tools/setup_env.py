@@ -45,10 +45,12 @@ STACKS: dict[str, tuple] = {
 }
 BUILD_TOOLS = ('pip', 'wheel', 'ninja', 'psutil', 'packaging')
 DRIVERS = ('/dev/nvidiactl', '/dev/dxg')  # NVIDIA's, on Linux and in WSL
-# What tests compare with and users need not have: timm, mmpretrain, and what mmpretrain alone imports (as of then).
+# What tests compare with and users need not have: timm, mmpretrain, and what mmpretrain alone imports (as of then);
+# Triton, whose interpreter runs the kernel on a CPU.
 PARITY = (
     *('timm==1.0.31', 'mmpretrain==1.2.0', 'einops<=0.8.1', 'importlib-metadata<=8.7.0', 'markdown<=3.9'),
     *('mat4py', 'model-index', 'ordered-set', 'zipp<=3.23.0'),
+    'triton==3.9.0; python_version>="3.10" and platform_system=="Linux"',
 )
 # Imports what users import and runs one compiled operator, on the GPU if there is one.
 TRIAL = """

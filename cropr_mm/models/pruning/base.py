@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ...tokens import Removed, Tokens, split
+from ...utils.compat import is_compiling
 
 
 class Context(NamedTuple):
@@ -94,7 +95,14 @@ class BaseReducer(nn.Module):
 
 
 class BasePruner(BaseReducer):
-    """Scores the patch tokens; those with the lowest scores are pruned. A pruner of one's own defines :meth:`score`."""
+    """Scores the patch tokens; those with the lowest scores are pruned. A pruner of one's own defines :meth:`score`.
+
+    Attributes:
+        fused: whether one Triton kernel selects and moves the tokens where it can: at inference on CUDA, without
+            windows. It was compiled for CUDA and compared in Triton's interpreter, not run on a GPU.
+    """
+
+    fused: bool = False
 
     def score(self, tokens: Tokens, context: Context) -> Tensor:
         """Score the patch tokens.
@@ -117,10 +125,26 @@ class BasePruner(BaseReducer):
                 f'{tuple(tokens.position.shape)}, is expected'
             )
         scores = scores.float()
+        if self.fused and _fits_kernel(tokens, context):
+            kept, pruned = _kernel()(tokens, scores, count, context.padding)
+            return kept, [pruned]
         if context.padding is not None:
             scores = scores.masked_fill(context.padding.gather(1, tokens.position), -torch.inf)
         kept, pruned = split(tokens, scores, count, context.in_order)
         return kept, [pruned]
+
+
+def _kernel() -> Any:
+    try:
+        from .fused_split import fused_split
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f'pruning.fused=True needs Triton ({error}): pip install triton') from error
+    return fused_split
+
+
+def _fits_kernel(tokens: Tokens, context: Context) -> bool:
+    inference = tokens.x.is_cuda and not torch.is_grad_enabled() and not is_compiling() and not torch.jit.is_tracing()
+    return inference and not context.in_order and tokens.size is None
 
 
 def check_reduction(name: str, before: Tokens, count: int, after: Tokens, removed: Sequence[Removed]) -> None:

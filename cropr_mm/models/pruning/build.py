@@ -11,12 +11,12 @@ from torch import nn
 
 from ...checkpoint.pruners import block_of, key_pruners_by_block
 from ...utils.checks import check_flag
-from .base import BaseReducer
+from .base import BasePruner, BaseReducer
 from .schedule import Schedule
 from .supervision.collector import AuxCollector
 
 SCHEDULE_KEYS = ('rate', 'target_ratio', 'keep', 'blocks', 'round_to', 'fusion')
-PRUNING_KEYS = ('pruner', *SCHEDULE_KEYS, 'aux_share', 'aux_recompute', 'deploy')
+PRUNING_KEYS = ('pruner', *SCHEDULE_KEYS, 'aux_share', 'aux_recompute', 'deploy', 'fused')
 
 
 class Pruners(nn.ModuleDict):
@@ -85,6 +85,7 @@ def build_pruning(
     pruner = dict(pruner)
     if check_flag('pruning.deploy', settings.pop('deploy', False)):
         pruner['deploy'] = True
+    fused = check_flag('pruning.fused', settings.pop('fused', False))
     recompute = check_flag('pruning.aux_recompute', settings.pop('aux_recompute', False))
     supervision = AuxCollector(settings.pop('aux_share', 1.0), recompute)
     schedule = Schedule(depth, shape['grid'], **settings)
@@ -92,6 +93,13 @@ def build_pruning(
     for built in pruners.values():
         if not isinstance(built, BaseReducer):
             raise TypeError(f'pruning.pruner.type={pruner["type"]!r} is neither a BasePruner nor a BaseReducer')
+        if fused:
+            if not isinstance(built, BasePruner):
+                raise ValueError(
+                    f'pruning.fused=True with pruning.pruner.type={pruner["type"]!r}; a BasePruner is expected, whose '
+                    'tokens are kept or pruned by one score each'
+                )
+            built.fused = True
         if built.needs_class_token and not class_token:
             raise ValueError(
                 f'pruning.pruner.type={pruner["type"]!r} reads the attention of the [CLS] token; arch.class_token=False'
