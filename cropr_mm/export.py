@@ -10,8 +10,9 @@ from typing import Any, Callable, NamedTuple
 import torch
 from mmengine.utils import digit_version
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
-from .models.cropr_vit import fold_scorers
+from .models.cropr_vit import find_backbone, fold_scorers
 from .utils.checks import check_suffix
 from .utils.io import whole_file
 
@@ -23,6 +24,10 @@ TOLERANCE = 1e-4
 """Difference to the model itself from which a value counts as another, as a share of the largest value."""
 SHARE = 1e-3
 """Share of the values that may be others: where two scores are equal up to rounding, one of two tokens is pruned."""
+_LEAVE_OUT = (
+    'a head that loops over images, reads values, or counts on one size where sizes are open, has to be left out: '
+    'export the backbone and the neck, and run the head in PyTorch'
+)
 
 
 class Exportable(nn.Module):
@@ -118,29 +123,31 @@ class Exported(NamedTuple):
     share: float
 
 
-def export(model: Exportable, images: Tensor, out: str | Path) -> Exported:
-    """Write a model as ``.pt2`` or ``.onnx`` for images of this size in batches of any size.
+def export(model: Exportable, images: Tensor, out: str | Path, open_size: bool = False) -> Exported:
+    """Write a model as ``.pt2`` or ``.onnx`` for images of this size, or of any, in batches of any size.
 
-    The file is loaded, run on ``images``, on other ones and on a batch of another size, and stands only where it says
-    what the model says.
+    The file is loaded, run on ``images``, on other ones and on a batch of another size, with ``open_size`` also on
+    images of another size, and stands only where it says what the model says.
 
     Args:
         model: the model.
-        images: (B, 3, H, W) float32 from 0 to 255; H and W stay.
+        images: (B, 3, H, W) float32 from 0 to 255.
         out: file to write.
+        open_size: whether H and W may be others, from two patches on. Otherwise they stay.
 
     Returns:
         How well it agrees with the model.
 
     Raises:
-        ValueError: another suffix; something in the model cannot be exported; or the file says something else.
+        ValueError: another suffix; something in the model cannot be exported, or for one size alone; or the file says
+            something else.
         ModuleNotFoundError: what ONNX needs is not installed.
     """
     out = check_output(out)
-    program = _program(model, images)
+    program = _program(model, images, open_size)
     with whole_file(out) as partial:
         operators = (_write_onnx if out.suffix == '.onnx' else _write_pt2)(program, partial)
-        difference, share = compare(model, load_export(partial).run, images)
+        difference, share = compare(model, load_export(partial).run, images, open_size)
         if not share <= SHARE:
             raise ValueError(
                 f'{out}: {share:.2%} of the values differ from those of the model (at most {SHARE:.1%} is allowed, for '
@@ -154,11 +161,11 @@ class Loaded(NamedTuple):
 
     Attributes:
         run: takes images (B, 3, H, W) float32 from 0 to 255, gives the outputs.
-        size: H and W.
+        size: H and W; None where any will do.
     """
 
     run: Callable[[Tensor], Sequence[Tensor]]
-    size: tuple[int, ...]
+    size: tuple[int | None, ...]
 
 
 def load_export(file: str | Path) -> Loaded:
@@ -195,20 +202,43 @@ def _import(name: str) -> Any:
         raise ModuleNotFoundError(f'.onnx needs {name}: pip install onnx onnxscript onnxruntime') from error
 
 
-def _program(model: Exportable, images: Tensor) -> Any:
+def _program(model: Exportable, images: Tensor, open_size: bool) -> Any:
     # A batch of one would be exported as one for ever.
     example = images.repeat(2, 1, 1, 1)[: max(2, images.shape[0])]
+    dim: Any = torch.export.Dim  # since PyTorch 2.2
+    sizes = {0: dim('batch', min=1)}
+    if open_size:
+        least = 2 * _check_open_size(model.model)
+        sizes.update({2: dim('height', min=least), 3: dim('width', min=least)})
     with torch.no_grad():
         model(example)  # what is wrong with the model itself is said by itself
         try:
-            batch = torch.export.Dim('batch', min=1)  # since PyTorch 2.2
-            return torch.export.export(model, (example,), dynamic_shapes=({0: batch},))  # since PyTorch 2.2
+            return torch.export.export(model, (example,), dynamic_shapes=(sizes,))  # since PyTorch 2.2
         except Exception as error:  # whatever torch's tracer meets in a head
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ValueError(
-                f'torch.export cannot follow {type(model.model).__name__} ({reason}); a head that loops over images or '
-                'reads values has to be left out: export the backbone and the neck, and run the head in PyTorch'
+                f'torch.export cannot follow {type(model.model).__name__} ({_first_line(error)}); {_LEAVE_OUT}'
             ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _check_open_size(model: Any) -> int:
+    """The patch size of a model whose images may be of any size."""
+    backbone = find_backbone(model)
+    if backbone.window_size is not None:
+        raise ValueError(
+            f'open_size=True with window_size={backbone.window_size}; a model with windows is exported for images of '
+            'one size'
+        )
+    test_cfg = getattr(model, 'test_cfg', None) or {}
+    if test_cfg.get('mode') == 'slide':
+        raise ValueError(
+            f"open_size=True with test_cfg.mode='slide'; the graph is one window, and all windows have one size, "
+            f'{test_cfg.get("crop_size")}'
+        )
+    return backbone.patch_size
 
 
 def _write_pt2(program: Any, file: Path) -> list[str]:
@@ -218,13 +248,14 @@ def _write_pt2(program: Any, file: Path) -> list[str]:
 
 def _load_pt2(file: Path) -> Loaded:
     program = torch.export.load(file)  # since PyTorch 2.1
-    ((images, *_), _) = program.example_inputs
-    return Loaded(program.module(), tuple(images.shape[-2:]))
+    (images,) = (node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs)
+    return Loaded(program.module(), _sides(images.meta['val'].shape))
 
 
 def _write_onnx(program: Any, file: Path) -> list[str]:
     try:
-        options: dict[str, Any] = dict(dynamo=True, custom_translation_table={torch.ops.aten.sort.stable: _sort})
+        table = {torch.ops.aten.sort.stable: _sort, torch.ops.aten._upsample_bicubic2d_aa.default: _resize}
+        options: dict[str, Any] = dict(dynamo=True, custom_translation_table=table)
         exported: Any = torch.onnx.export(program, input_names=['images'], verbose=False, **options)
     except torch.onnx.OnnxExporterError as error:
         raise ValueError(f'ONNX has no form of this model: {str(error).strip().splitlines()[0]}') from error
@@ -239,6 +270,25 @@ def _sort(values: Any, stable: bool | None = None, dim: int = -1, descending: bo
     return op.TopK(values, count, axis=dim, largest=int(descending), sorted=1)
 
 
+def _resize(values: Any, size: Any, align_corners: bool, scales_h: Any = None, scales_w: Any = None) -> Any:
+    """A bicubic resizing with antialiasing as two matrix products: TensorRT's Resize is linear at most."""
+    op = _import('onnxscript').opset18
+    rows, columns = (_cubic(op, old, new) for old, new in zip(values.shape[2:], size))
+    return rows @ values @ op.Transpose(columns, perm=[1, 0])
+
+
+def _cubic(op: Any, old: int, new: Any) -> Any:
+    """Weights (new, old) of the cells of a side, for each cell of another side (Keys' cubic with a = -0.5)."""
+    float32 = 1  # of ONNX's data types
+    count = op.Cast(new, to=float32)
+    centre = (op.Cast(op.Range(0, new, 1), to=float32) + 0.5) * float(old) / count
+    cells = op.Constant(value_floats=[cell + 0.5 for cell in range(old)])
+    x = op.Abs(cells - op.Unsqueeze(centre, [1])) * op.Min(count / float(old), 1.0)
+    near, far = (x * 1.5 - 2.5) * x * x + 1.0, ((x * -0.5 + 2.5) * x - 4.0) * x + 2.0
+    weights = op.Where(x < 1.0, near, op.Where(x < 2.0, far, 0.0))
+    return weights / op.ReduceSum(weights, [1], keepdims=1)
+
+
 def _load_onnx(file: Path) -> Loaded:
     runtime = _import('onnxruntime')
     options = runtime.SessionOptions()
@@ -249,15 +299,32 @@ def _load_onnx(file: Path) -> Loaded:
     def run(images: Tensor) -> list[Tensor]:
         return [torch.from_numpy(output) for output in session.run(None, {given.name: images.numpy()})]
 
-    return Loaded(run, tuple(given.shape[-2:]))
+    return Loaded(run, _sides(given.shape))
+
+
+def _sides(shape: Sequence[Any]) -> tuple[int | None, ...]:
+    return tuple(side if isinstance(side, int) else None for side in shape[-2:])
 
 
 @torch.no_grad()
-def compare(model: Exportable, other: Callable[[Tensor], Sequence[Tensor]], images: Tensor) -> tuple[float, float]:
-    """Largest difference, and share of the values that differ, over several batches; see :class:`Exported`."""
+def compare(
+    model: Exportable, other: Callable[[Tensor], Sequence[Tensor]], images: Tensor, open_size: bool = False
+) -> tuple[float, float]:
+    """Largest difference, and share of the values that differ, over several batches; see :class:`Exported`.
+
+    Raises:
+        ValueError: what was exported fails on one of them.
+    """
     largest, differing, values = 0.0, 0, 0
-    for batch in _batches(images):
-        expected, found = model(batch), other(batch)
+    for batch in _batches(images, open_size):
+        expected = model(batch)
+        try:
+            found = other(batch)
+        except Exception as error:  # whatever a runtime makes of a size
+            raise ValueError(
+                f'what was exported of {type(model.model).__name__} fails on images {tuple(batch.shape)} '
+                f'({_first_line(error)}); {_LEAVE_OUT}'
+            ) from error
         if [e.shape for e in expected] != [f.shape for f in found]:
             return float('inf'), 1.0
         for a, b in zip(expected, found):
@@ -268,10 +335,13 @@ def compare(model: Exportable, other: Callable[[Tensor], Sequence[Tensor]], imag
     return largest, differing / values
 
 
-def _batches(images: Tensor) -> Iterator[Tensor]:
-    """The images; one alone; three, of which one is upside down, one brighter, and one partly padded."""
+def _batches(images: Tensor, open_size: bool) -> Iterator[Tensor]:
+    """The images; one alone; three, of which one is upside down, one brighter, and one partly padded; other sizes."""
     yield images
     yield images[:1]
     padded = images[0].clone()
     padded[:, :, images.shape[3] * 3 // 4 :] = 0
     yield torch.stack([images[-1].flip(1), (images[0] * 1.2).clamp(max=255), padded])
+    if open_size:
+        height, width = images.shape[2:]
+        yield interpolate(images, (height * 5 // 4, width * 3 // 4), mode='bilinear')

@@ -42,7 +42,7 @@ def flat_rows(rows: Tensor, length: int) -> Tensor:
     """Rows (B, K) of samples that have ``length`` rows each, as rows of the flattened batch."""
     if rows.shape[0] == 1:
         return rows
-    return rows + torch.arange(0, rows.shape[0] * length, length, device=rows.device).unsqueeze(1)
+    return torch.add(rows, torch.arange(rows.shape[0], device=rows.device).unsqueeze(1), alpha=length)
 
 
 def take_flat_rows(x: Tensor, rows: Tensor) -> Tensor:

@@ -24,9 +24,10 @@ def build(scope, config):
     return model
 
 
-def backbone(family='vit', pruner='difficulty', **more):
-    pruning = dict(pruner=PRUNERS[pruner], rate=7, round_to=1)
-    return dict(type='CroprViT', arch=SMALL[family], img_size=24, patch_size=4, pruning=pruning, **more)
+def backbone(family='vit', pruner='difficulty', plan=None, depth=5, **more):
+    pruning = dict(pruner=PRUNERS[pruner], **(plan or dict(rate=7, round_to=1)))
+    arch = dict(SMALL[family], depth=depth)
+    return dict(type='CroprViT', arch=arch, img_size=24, patch_size=4, pruning=pruning, **more)
 
 
 def segmentor(**more):
@@ -105,6 +106,31 @@ def test_a_segmentor_labels_as_mmsegmentation_does(options, suffix, tmp_path):
         assert labels.dtype == torch.int64 and torch.equal(labels, expected) and len(labels.unique()) > 1
 
 
+@pytest.mark.parametrize(
+    'suffix, options',
+    [
+        ('.onnx', dict()),
+        ('.pt2', dict(family='eva02', plan=dict(keep={0: 0.8, 1: 0.3}, round_to=4))),
+        ('.onnx', dict(family='dinov3', plan=dict(target_ratio=0.6), out_indices=[1, 3])),
+    ],
+    ids=str,
+)
+def test_of_any_size_a_segmentor_labels_as_mmsegmentation_does(options, suffix, tmp_path):
+    """Larger and smaller, wider and higher, of whole patches and not, and so small that a pruner prunes nothing."""
+    if suffix == '.onnx':
+        pytest.importorskip('onnxruntime')
+    model, file = segmentor(depth=4, **options), tmp_path / f'model{suffix}'
+    report = export(Exportable(model), photos(2, 24, 24), file, open_size=True)
+    assert report.share == 0 and not {'If', 'Loop', 'NonZero'} & set(report.operators)
+    file = exporting.load_export(file)
+    assert file.size == (None, None)
+    for count, height, width in [(2, 24, 24), (1, 56, 40), (3, 16, 48), (2, 45, 30), (1, 8, 12)]:
+        images = photos(count, height, width)
+        (labels,) = file.run(images)
+        samples = model.test_step(dict(inputs=list(images.to(torch.uint8)), data_samples=None))
+        assert torch.equal(labels, torch.cat([sample.pred_sem_seg.data for sample in samples])), (height, width)
+
+
 def test_logits_are_those_before_the_labels(tmp_path):
     model, images = segmentor(), photos(2)
     export(Exportable(model, 'logits'), images, tmp_path / 'model.pt2')
@@ -170,6 +196,22 @@ def test_of_equal_values_the_one_before_comes_first_in_onnx(tmp_path):
         assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize('size', [(3, 4), (3, 5), (6, 2), (1, 9), (7, 7)], ids=str)
+def test_a_positional_embedding_is_resized_in_onnx_as_in_pytorch(size, tmp_path):
+    """ONNX's Resize is not what TensorRT has, so products of matrices stand in for it."""
+    pytest.importorskip('onnxruntime')
+
+    class Resize(nn.Module):
+        def forward(self, x):
+            return nn.functional.interpolate(x, size, mode='bicubic', antialias=True)
+
+    x = torch.randn(1, 2, 3, 4)
+    operators = exporting._write_onnx(torch.export.export(Resize(), (x,)), tmp_path / 'resize.onnx')
+    assert 'Resize' not in operators
+    (found,) = run(tmp_path / 'resize.onnx', x)
+    torch.testing.assert_close(found, Resize()(x), rtol=1e-5, atol=1e-6)
+
+
 # --- what is wrong --------------------------------------------------------------------------------------------
 
 
@@ -193,6 +235,24 @@ def test_differences_are_counted_and_another_shape_is_all_of_them():
     assert largest > 10 and share == pytest.approx(1 / 24)
     assert compare(model, lambda x: [y[..., 1:] for y in model(x)], photos(2)) == (float('inf'), 1)
     assert compare(model, lambda x: [y * float('nan') for y in model(x)], photos(2))[1] == 1
+
+
+def test_what_needs_one_size_is_said(tmp_path, monkeypatch):
+    file, images = tmp_path / 'model.pt2', photos(2)
+    windowed = Exportable(segmentor(window_size=3, global_blocks=[4]))
+    with pytest.raises(ValueError, match=r'open_size=True with window_size=3; .* images of one size'):
+        export(windowed, images, file, open_size=True)
+    model = Exportable(segmentor(depth=3))
+    with pytest.raises(ValueError, match=r'fails on images \(2, 3, 30, 24\) \(.*\); a head that .* counts on one size'):
+        compare(model, lambda x: model(x + torch.zeros(24, 32)), images, open_size=True)
+    forward = model.model.decode_head.forward
+    monkeypatch.setattr(model.model.decode_head, 'forward', lambda x: forward(x) * int(x[0].shape[2]))
+    with pytest.raises(ValueError, match=r'cannot follow EncoderDecoder \(.*\); a head that .* counts on one size'):
+        export(model, images, file, open_size=True)
+    monkeypatch.setattr(model.model, 'test_cfg', ConfigDict(mode='slide', crop_size=(24, 24), stride=(16, 16)))
+    with pytest.raises(ValueError, match=r"open_size=True with test_cfg\.mode='slide'; .*, \(24, 24\)"):
+        export(model, images, file, open_size=True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_cannot_be_exported_is_said(tmp_path, monkeypatch):

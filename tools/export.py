@@ -1,7 +1,8 @@
-"""Write a trained model as one graph, for torch.export (.pt2) or ONNX (.onnx): batches of any size, images of one.
+"""Write a trained model as one graph, for torch.export (.pt2) or ONNX (.onnx), in batches of any size.
 
     python tools/export.py CONFIG CHECKPOINT model.onnx
     python tools/export.py CONFIG CHECKPOINT model.onnx --size 512 1024 --images photo.jpg other.jpg
+    python tools/export.py CONFIG CHECKPOINT model.onnx --open-size
     python tools/export.py CONFIG CHECKPOINT model.pt2 --output logits
 
 The graph takes images (B, 3, H, W) float32 from 0 to 255, as mmcv loads them (BGR), and normalises them itself.
@@ -35,6 +36,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--size', type=int, nargs=2, metavar=('H', 'W'), help='of the images (default: img_size of the backbone)'
     )
+    parser.add_argument('--open-size', action='store_true', help='for images of any size (--size: of the example)')
     parser.add_argument('--output', choices=OUTPUTS, default='labels', help='of a segmentor (default: labels)')
     parser.add_argument(
         '--images', nargs='+', default=[], help='image files to compare file and model on (default: random ones)'
@@ -66,9 +68,10 @@ def main() -> None:
         size = tuple(args.size or (side * backbone.patch_size for side in backbone.grid))
         torch.manual_seed(0)
         images = load_images(args.images, size)
-        report = export(Exportable(model, args.output), images, args.out)
+        report = export(Exportable(model, args.output), images, args.out, args.open_size)
+    shown = 'any size' if args.open_size else f'{size[0]} × {size[1]} pixels'
     print(
-        f'{args.out}: {Path(args.out).stat().st_size / 1e6:.1f} MB, for images of {size[0]} × {size[1]} pixels in '
+        f'{args.out}: {Path(args.out).stat().st_size / 1e6:.1f} MB, for images of {shown} in '
         f'batches of any size; {report.share:.2%} of the values differ from the model, the largest by '
         f'{report.difference:.1g}.\noperators: {" ".join(report.operators)}'
     )

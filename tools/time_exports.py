@@ -2,6 +2,7 @@
 
     python tools/time_exports.py dense.onnx pruned.onnx --batch-size 4
     python tools/time_exports.py model.onnx model.pt2 --rounds 9 --json exports.json
+    python tools/time_exports.py dense.onnx pruned.onnx --size 512 1024
 
 The first is what the others compare with.
 """
@@ -9,6 +10,7 @@ The first is what the others compare with.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -25,11 +27,27 @@ from cropr_mm.utils.io import write_json
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('files', nargs='+', help='what tools/export.py wrote')
+    parser.add_argument(
+        '--size', type=int, nargs=2, metavar=('H', 'W'), help='of the images, for files that take any size'
+    )
     parser.add_argument('--batch-size', type=int, default=1)
     parser.add_argument('--rounds', type=int, default=5, help='how often each is timed; the median counts')
     parser.add_argument('--threads', type=int, help='CPU threads (default: as PyTorch chooses)')
     parser.add_argument('--json', metavar='OUT', help='also write the figures to this file')
     return parser.parse_args()
+
+
+def image_size(file: str, size: tuple[int | None, ...], asked: Sequence[int] | None) -> tuple[int, ...]:
+    """H and W of the images that a file is timed on.
+
+    Raises:
+        ValueError: the file takes images of another size than the one that is asked for, or of any and none is.
+    """
+    if None in size and asked is None:
+        raise ValueError(f'{file} takes images of any size; say with --size H W which to time')
+    if asked is not None and any(side not in (None, wanted) for side, wanted in zip(size, asked)):
+        raise ValueError(f'--size={asked[0]} {asked[1]}: {file} takes images of {size[0]} × {size[1]}')
+    return tuple(asked or (side for side in size if side is not None))
 
 
 def main() -> None:
@@ -39,12 +57,15 @@ def main() -> None:
         check_integer('--rounds', args.rounds)
         if args.threads is not None:
             torch.set_num_threads(check_integer('--threads', args.threads))
+        for side in args.size or ():
+            check_integer('--size', side)
         for file in args.files:
             if not Path(file).is_file():
                 raise FileNotFoundError(f'{file}: no such file')
         loaded = {file: load_export(file) for file in args.files}
+        sizes = {file: image_size(file, size, args.size) for file, (_, size) in loaded.items()}
         calls = {
-            file: partial(run, torch.rand(args.batch_size, 3, *size) * 255) for file, (run, size) in loaded.items()
+            file: partial(run, torch.rand(args.batch_size, 3, *sizes[file]) * 255) for file, (run, _) in loaded.items()
         }
     timings = compare_throughput(calls, args.batch_size, args.rounds)
     first = timings[args.files[0]]
@@ -57,7 +78,7 @@ def main() -> None:
         )
     if args.json:
         figures = {
-            file: dict(milliseconds=t.milliseconds, ratio=t.ratio_to(first), spread=t.spread, size=loaded[file].size)
+            file: dict(milliseconds=t.milliseconds, ratio=t.ratio_to(first), spread=t.spread, size=sizes[file])
             for file, t in timings.items()
         }
         write_json(args.json, dict(batch_size=args.batch_size, rounds=args.rounds, **describe_machine(), files=figures))

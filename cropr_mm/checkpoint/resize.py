@@ -6,13 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..utils.sizes import surely
+
 
 def resize_position_embedding(pos_embed: Tensor, old: tuple[int, int], new: tuple[int, int], prefix: int) -> Tensor:
     """Resize an absolute positional embedding (1, prefix + N, D) from one grid to another.
 
     Bicubic with antialiasing, as timm does; the prefix tokens' embeddings stay as they are.
     """
-    if old == new:
+    if all(surely(before == after) for before, after in zip(old, new)):
         return pos_embed
     head, grid = pos_embed[:, :prefix], pos_embed[:, prefix:]
     grid = grid.float().unflatten(1, old).permute(0, 3, 1, 2)

@@ -11,6 +11,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..tokens import Removed, SparseFeature, Tokens, restore
+from ..utils.sizes import surely
 from .plain_vit import Observer, PlainViT
 from .positions import Positions
 from .pruning.base import Context, check_reduction
@@ -138,7 +139,7 @@ class CroprViT(PlainViT):
         x, grid = self.embed(images)
         positions = Positions(self.arch, grid, self.window_size, x.device)
         counts = self.counts(grid)
-        prunes = any(counts.values())
+        prunes = not all(surely(count == 0) for count in counts.values())
         padding = padding_patches(images, self.patch_size) if prunes else None
         self._begin(prunes)
         tokens = positions.arrange(x)
@@ -175,7 +176,7 @@ class CroprViT(PlainViT):
             ValueError: the pruner removed another number, or does not say how a position comes back.
         """
         before, removed = tokens, []
-        if count:
+        if not surely(count == 0):
             pruner = self.pruners[str(block)]
             tokens, removed = pruner(tokens, count, context)
             check_reduction(type(pruner).__name__, before, count, tokens, removed)
@@ -193,7 +194,7 @@ class CroprViT(PlainViT):
         return replace(super().output(block, tokens, grid), removed=tuple(removed))
 
     def _observer(self, block: int, counts: dict[int, int]) -> Observer | None:
-        pruner = self.pruners[str(block)] if counts.get(block) else None
+        pruner = None if surely(counts.get(block, 0) == 0) else self.pruners[str(block)]
         return pruner.observe if pruner is not None and pruner.observes else None
 
     def _begin(self, prunes: bool) -> None:

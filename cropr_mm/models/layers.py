@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..utils.sizes import opened, surely
 from .archs import Arch
 from .rotary import Rotary, apply_rotary
 from .windows import Windows, attend, windowed_attention
@@ -30,12 +31,16 @@ class PatchEmbed(nn.Module):
 
         Sides that are no multiple of the patch size are padded with zeros on the right and at the bottom.
         """
-        height, width = images.shape[-2:]
-        pad_h, pad_w = -height % self.patch_size, -width % self.patch_size
-        if pad_h or pad_w:
+        pad_h, pad_w = (self._missing(side) for side in images.shape[-2:])
+        if not surely(pad_h + pad_w == 0):
             images = F.pad(images, (0, pad_w, 0, pad_h))
         x = self.proj(images)
         return x.flatten(2).transpose(1, 2), (x.shape[2], x.shape[3])
+
+    def _missing(self, side: int) -> int:
+        """Pixels to whole patches."""
+        patches = opened((side + self.patch_size - 1) // self.patch_size, least=2)
+        return patches * self.patch_size - side
 
 
 class Attention(nn.Module):

@@ -16,6 +16,7 @@ from ..checkpoint import load_init_cfg, resize_position_embedding
 from ..checkpoint.state_dict import begin_loading, end_loading
 from ..tokens import SparseFeature, Tokens
 from ..utils.checks import check_flag, check_integer, check_number, is_integer, is_type
+from ..utils.sizes import surely
 from .archs import resolve_arch
 from .layers import Block, PatchEmbed, init_vit_weights
 from .positions import Positions
@@ -269,7 +270,7 @@ class PlainViT(BaseModule):
         """What a block's output is to a neck; that of the last block is normalised."""
         if block == self.depth - 1:
             tokens = tokens._replace(x=self.norm(tokens.x))
-        in_raster_order = tokens.position.shape[1] == grid[0] * grid[1] and self.window_size is None
+        in_raster_order = surely(tokens.position.shape[1] == grid[0] * grid[1]) and self.window_size is None
         return SparseFeature(
             tokens.patches,
             None if in_raster_order else tokens.position,

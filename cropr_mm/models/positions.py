@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..tokens import Tokens
+from ..utils.sizes import surely
 from .archs import Arch
 from .rotary import Rotary, rotary_angles
 from .windows import Windows, count_windows, places_in_window, window_ids
@@ -32,7 +33,7 @@ class Positions:
         self.window_size = window_size or 0
         self.prefix = arch.num_prefix_tokens
         patches = grid[0] * grid[1]
-        self.order = torch.arange(-self.prefix, patches, device=device) % (patches + self.prefix)
+        self.order = torch.arange(patches + self.prefix, device=device).roll(self.prefix)
         if self.window_size:
             self._window_ids = window_ids(grid, self.window_size, device)
             self.order = torch.cat([self.order[: self.prefix], self._window_ids.argsort(stable=True)])
@@ -83,7 +84,7 @@ class Positions:
 
     def _complete(self, tokens: Tokens) -> bool:
         """Whether all tokens are current. They then lie in ``order`` in every sample."""
-        return tokens.all_positions.shape[1] == self.order.shape[0]
+        return surely(tokens.all_positions.shape[1] == self.order.shape[0])
 
     def _table(self, windowed: bool) -> Tensor | None:
         """Angles by position, (N + P, head_dim / 2, 2). Prefix tokens do not turn."""

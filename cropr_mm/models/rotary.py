@@ -58,7 +58,7 @@ def rotary_table_dinov3(grid: tuple[int, int], head_dim: int, prefix: int, devic
     Returns:
         As :func:`rotary_table`.
     """
-    centres = (torch.arange(0.5, side, device=device, dtype=torch.float32) / side for side in grid)
+    centres = ((torch.arange(side, device=device, dtype=torch.float32) + 0.5) / side for side in grid)
     rows, columns = (2 * math.pi * (2 * centre - 1) for centre in centres)
     return _axial_table(rows, columns, 100.0, head_dim, prefix)
 

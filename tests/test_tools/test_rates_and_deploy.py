@@ -176,6 +176,13 @@ def test_an_export_is_compared_on_the_users_images(run_tool, data_folder, checkp
     assert labels.shape == (3, 48, 64)
 
 
+@pytest.mark.skipif(digit_version(torch.__version__) < digit_version(OLDEST), reason=f'exports need PyTorch {OLDEST}')
+def test_an_export_for_images_of_any_size(run_tool, data_folder, checkpoint, capsys):
+    run_tool('export', CONFIG, checkpoint, 'model.pt2', '--size', 48, 64, '--open-size')
+    assert 'for images of any size in batches of any size; 0.00% of the values differ' in capsys.readouterr().out
+    assert torch.export.load('model.pt2').module()(torch.rand(1, 3, 80, 40) * 255)[0].shape == (1, 80, 40)
+
+
 @pytest.mark.parametrize(
     'out, options, message',
     [

@@ -41,6 +41,22 @@ def test_files_are_timed_against_the_first(files, run_tool, tmp_path, capsys, mo
     assert report['batch_size'] == 3 and report['files'][str(files[1])]['size'] == [8, 12]
 
 
+def test_files_for_images_of_any_size_are_timed_at_the_one_that_is_asked_for(files, run_tool, tmp_path, monkeypatch):
+    sizes = {0: torch.export.Dim('batch', min=1), 2: torch.export.Dim('height'), 3: torch.export.Dim('width')}
+    program = torch.export.export(Halves(), (torch.zeros(2, 3, 8, 12),), dynamic_shapes=(sizes,))
+    torch.export.save(program, tmp_path / 'open.pt2')
+    torch.onnx.export(program, input_names=['images'], dynamo=True, verbose=False).save(tmp_path / 'open.onnx')
+    monkeypatch.setattr('cropr_mm.benchmark.throughput.seconds_of', lambda call, repeats, device: (call(), 0.5)[1])
+    given = [tmp_path / 'open.onnx', tmp_path / 'open.pt2', files[0], '--rounds', 2]
+    run_tool('time_exports', *given, '--size', 8, 12, '--json', tmp_path / 'times.json')
+    report = json.loads((tmp_path / 'times.json').read_text())
+    assert [figures['size'] for figures in report['files'].values()] == [[8, 12]] * 3
+    with pytest.raises(SystemExit, match=r'open\.onnx takes images of any size; say with --size H W'):
+        run_tool('time_exports', *given)
+    with pytest.raises(SystemExit, match=r'--size=16 12: .*model\.onnx takes images of 8 × 12'):
+        run_tool('time_exports', *given, '--size', 16, 12)
+
+
 @pytest.mark.parametrize(
     'arguments, message',
     [
@@ -49,6 +65,7 @@ def test_files_are_timed_against_the_first(files, run_tool, tmp_path, capsys, mo
         ([__file__, '--rounds', 0], '--rounds=0'),
         ([__file__, '--batch-size', 0], '--batch-size=0'),
         ([__file__, '--threads', -1], '--threads=-1'),
+        ([__file__, '--size', 0, 8], '--size=0'),
     ],
     ids=str,
 )

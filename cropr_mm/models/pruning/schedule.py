@@ -6,9 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
 from ...utils.checks import check_integer, is_integer, is_number
+from ...utils.sizes import opened
 
 FUSIONS = ('last_layer', 'cross_attention', None)
+PARTS = 10**12
+"""Parts of a token, so that shares of tokens are integers."""
 
 
 def most_pruners(depth: int, fusion: str | None) -> int:
@@ -153,16 +158,14 @@ class Schedule:
                     f'{block}; at most {limit} fits {len(self.blocks)} pruners'
                 )
 
-    def _plan(self, patches: int, progress: float) -> list[float]:
-        """Patch tokens that should be kept after each block of the schedule."""
+    def _shares(self, progress: float) -> list[float]:
+        """Share of the patch tokens that should be kept after each block of the schedule."""
         if self.keep:
-            return [patches * (ratio + (1 - ratio) * (1 - progress)) for ratio in self.keep]
+            return [1 - progress * (1 - ratio) for ratio in self.keep]
         rate = self.rate or 0
-        if isinstance(rate, int):  # the curriculum moves in whole tokens
-            pruned = math.floor(rate * progress) * patches / self.num_patches
-        else:
-            pruned = rate * progress * patches
-        return [patches - pruned * pruners for pruners in range(1, len(self.blocks) + 1)]
+        # The curriculum moves in whole tokens.
+        share = math.floor(rate * progress) / self.num_patches if isinstance(rate, int) else rate * progress
+        return [1 - share * pruners for pruners in range(1, len(self.blocks) + 1)]
 
     def counts(self, grid: tuple[int, int], prefix: int = 0, progress: float = 1.0) -> list[int]:
         """Tokens to prune after each block of the schedule.
@@ -176,16 +179,25 @@ class Schedule:
             One count per block; their sum is always below ``H * W``.
         """
         patches = grid[0] * grid[1]
-        current, counts = patches + prefix, []
-        for remaining in self._plan(patches, progress):
-            total = remaining + prefix - 1e-6  # 0.55 * 1600 is 880.0000000000001; that is no token more
-            if remaining < patches and self.round_to > 1:
-                # Nearest multiple, halves down. A plan too small for one multiple stands as it is.
-                total = math.ceil((total - self.round_to / 2) / self.round_to) * self.round_to or total
-            left = min(max(math.ceil(total), prefix + 1), current)
-            counts.append(current - left)
-            current = left
-        return counts
+        if torch.jit.is_tracing():  # which makes a tensor of every size
+            patches = int(patches)
+        left = [patches + prefix]
+        left += [opened(self._left(share, patches, prefix), prefix + 1) for share in self._shares(progress)]
+        return [before - after for before, after in zip(left, left[1:])]
+
+    def _left(self, share: float, patches: int, prefix: int) -> int:
+        """Tokens to keep, prefix included: integers, and no decision on them, as an export may leave them open."""
+        if share >= 1:
+            return patches + prefix
+        # 0.55 * 1600 is 880.0000000000001; that is no token more.
+        planned = patches * round(share * PARTS) + prefix * PARTS - PARTS // 10**6
+        left = (planned + PARTS - 1) // PARTS
+        if self.round_to > 1:
+            # Nearest multiple, halves down. A plan too small for one multiple stands as it is.
+            multiple = self.round_to * PARTS
+            rounded = (planned + multiple // 2 - 1) // multiple * self.round_to
+            left = torch.sym_max(rounded, torch.sym_min(left, (self.round_to + 1) // 2))
+        return torch.sym_min(torch.sym_max(left, prefix + 1), patches + prefix)
 
     def tokens_per_block(
         self, depth: int, grid: tuple[int, int], prefix: int = 0, fusion: bool = True, progress: float = 1.0
