@@ -140,12 +140,17 @@ def test_logits_are_those_before_the_labels(tmp_path):
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize('kind, suffix', [('RetinaNet', '.onnx'), ('FasterRCNN', '.pt2')])
-def test_a_detector_gives_the_maps_of_its_head(kind, suffix, tmp_path):
+@pytest.mark.parametrize(
+    'kind, suffix, open_size',
+    [('RetinaNet', '.onnx', False), ('FasterRCNN', '.pt2', False), ('FasterRCNN', '.pt2', True)],
+)
+def test_a_detector_gives_the_maps_of_its_head(kind, suffix, open_size, tmp_path):
     if suffix == '.onnx':
         pytest.importorskip('onnxruntime')
     model, file, images = detector(kind), tmp_path / f'model{suffix}', photos(2)
-    export(Exportable(model), images, file)
+    export(Exportable(model), images, file, open_size)
+    if open_size:
+        images = photos(1, 45, 20)
     x = model.data_preprocessor(dict(inputs=list(images.to(torch.uint8)), data_samples=None))['inputs']
     features = model.extract_feat(x)
     if kind == 'RetinaNet':

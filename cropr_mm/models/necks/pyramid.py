@@ -11,6 +11,7 @@ from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from ...utils.sizes import surely
 from .reinsertion import plain
 
 
@@ -31,8 +32,18 @@ def power_of_two(channels: int, step: int) -> tuple[list[nn.Module], int]:
         layers.append(nn.ConvTranspose2d(channels, channels // 2, 2, 2))
         channels //= 2
     if step < 0:
-        layers.append(nn.MaxPool2d(2**-step, ceil_mode=True))
+        layers.append(CeilPool(2**-step))
     return layers, channels
+
+
+class CeilPool(nn.MaxPool2d):
+    """Max pooling whose last windows may reach over the border: ``ceil_mode``, for sizes that an export leaves open."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        size: Any = self.kernel_size
+        if not all(surely(side % size == 0) for side in x.shape[2:]):
+            x = F.pad(x, (0, size - 1, 0, size - 1), value=-math.inf)  # a window that holds nothing else is left out
+        return super().forward(x)
 
 
 def stretch(x: Tensor, factor: float, size: tuple[int, int]) -> Tensor:
