@@ -3,7 +3,7 @@
     python tools/gpu_tables.py --json results/gpu-NAME.json
     python tools/gpu_tables.py --dry-run                      # every row on a CPU, on a tiny model, without figures
 
-In bfloat16: inference with and without CUDA graphs, windows, training steps. Pruned by the recommended pruner after
+In bfloat16: inference with and without CUDA graphs and the fused kernel, windows, training steps. Pruned by the recommended pruner after
 every block, and in three stages at nearly the same FLOPs. The file is written anew after each row.
 """
 
@@ -32,13 +32,14 @@ RATES = {512: 40, 1024: 160, 1536: 408}
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the table: side of the images, batch, and how they run."""
+    """One row of the table: side of the images, batch, and how they run (``fused``: see ``BasePruner``)."""
 
     side: int
     batch: int
     graph: bool = False
     windows: bool = False
     training: bool = False
+    fused: bool = False
 
     @property
     def name(self) -> str:
@@ -47,7 +48,9 @@ class Row:
 
     @property
     def how(self) -> str:
-        return 'training step' if self.training else 'CUDA graph' if self.graph else ''
+        if self.training:
+            return 'training step'
+        return ', '.join(word for word, on in (('CUDA graph', self.graph), ('fused', self.fused)) if on)
 
 
 ROWS = (
@@ -56,6 +59,9 @@ ROWS = (
     Row(512, 8, graph=True),
     Row(512, 1, graph=True),
     Row(512, 1),
+    Row(512, 8, graph=True, fused=True),
+    Row(512, 1, graph=True, fused=True),
+    Row(512, 1, fused=True),
     Row(1024, 1, graph=True),
     Row(1024, 1),
     Row(1536, 1, windows=True),
@@ -72,7 +78,7 @@ def build(row: Row, device: str, shrink: int) -> dict[str, nn.Module]:
     def backbone(pruning: dict[str, Any] | None) -> nn.Module:
         with torch.device(device):
             settings = dict(type='CroprViT', arch=arch, img_size=row.side // shrink, patch_size=16, **windows)
-            return MODELS.build(dict(settings, pruning=pruning))
+            return MODELS.build(dict(settings, pruning=pruning and dict(pruning, fused=row.fused)))
 
     rate = RATES[row.side] / (row.side // 16) ** 2
     models = build_variants(backbone, dict(rate=rate), ['dense', 'difficulty'], training=row.training)
