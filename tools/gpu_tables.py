@@ -3,8 +3,9 @@
     python tools/gpu_tables.py --json results/gpu-NAME.json
     python tools/gpu_tables.py --dry-run                      # every row on a CPU, on a tiny model, without figures
 
-In bfloat16: inference with and without CUDA graphs and the fused kernel, windows, training steps. Pruned by the recommended pruner after
-every block, and in three stages at nearly the same FLOPs. The file is written anew after each row.
+In bfloat16: inference with and without CUDA graphs and the fused kernel, windows, training steps. Pruned by the
+recommended pruner after every block, and in three stages at nearly the same FLOPs. The file is written anew after each
+row.
 """
 
 from __future__ import annotations
