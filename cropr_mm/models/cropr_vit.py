@@ -89,6 +89,7 @@ class CroprViT(PlainViT):
         )
         if self.schedule is not None:
             self._check_out_indices(out_indices, self.schedule)
+            self._check_windows()
         self.pruning_progress = 1.0
         self.prune_listeners: list[PruneListener] = []
         self.pruners_are_new = False  # a checkpoint without pruners was loaded, and they have not trained since
@@ -122,6 +123,14 @@ class CroprViT(PlainViT):
             raise ValueError(
                 f'out_indices={out_indices!r}: nothing after block {last} is computed, but pruning has a pruner after '
                 f'block {schedule.blocks[-1]}; set pruning.blocks (or pruning.keep) to blocks from 0 to {last - 1}'
+            )
+
+    def _check_windows(self) -> None:
+        misfit = next((pruner for pruner in self.pruners.values() if not pruner.fits_windows), None)
+        if misfit is not None and self.window_size is not None:
+            raise ValueError(
+                f'pruning.pruner.type={type(misfit).__name__!r} with window_size={self.window_size}; None is expected, '
+                'as it merges tokens of different windows'
             )
 
     # --- forward ----------------------------------------------------------------------------------------------

@@ -80,14 +80,18 @@ class Attention(nn.Module):
         rotary: Rotary | None = None,
         windows: Windows | None = None,
         watch: AttentionWatcher | None = None,
+        size: Tensor | None = None,
     ) -> Tensor:
-        """(B, M, D) → (B, M, D)."""
+        """(B, M, D) → (B, M, D). A token of ``size`` (B, M) n is attended to as n equal ones (ToMe, equation 1)."""
         q, k, v = self._qkv(x)
         if rotary is not None:
             q, k = (apply_rotary(t, rotary.table, self.rotary_halves) for t in (q, k))
         if watch is not None:
             watch(q, k)
-        x = attend(q, k, v) if windows is None else windowed_attention(q, k, v, windows)
+        if windows is not None:
+            x = windowed_attention(q, k, v, windows)
+        else:
+            x = attend(q, k, v, None if size is None else size.log().to(q.dtype)[:, None, None])
         return self.proj(self.norm(x.flatten(2)))
 
 
@@ -180,9 +184,10 @@ class Block(nn.Module):
         rotary: Rotary | None = None,
         windows: Windows | None = None,
         watch: AttentionWatcher | None = None,
+        size: Tensor | None = None,
     ) -> Tensor:
         """(B, M, D) → (B, M, D)."""
-        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), rotary, windows, watch)))
+        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), rotary, windows, watch, size)))
         return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
 
 

@@ -259,11 +259,13 @@ class PlainViT(BaseModule):
         windowed = self.window_size is not None and block not in self.global_blocks
         windows = positions.windows(tokens) if windowed else None
         inputs = (tokens.x, positions.rotary(tokens, windowed), windows)
-        arguments = inputs if observe is None else (*inputs, watch)
+        more: dict[str, Any] = {} if observe is None else dict(watch=watch)
+        if tokens.size is not None:
+            more['size'] = tokens.size
         if self.with_cp and self.training and torch.is_grad_enabled():
-            x = checkpoint(self.blocks[block], *arguments, use_reentrant=False)
+            x = checkpoint(self.blocks[block], *inputs, use_reentrant=False, **more)
         else:
-            x = self.blocks[block](*arguments)
+            x = self.blocks[block](*inputs, **more)
         return tokens._replace(x=x), seen[0] if seen else None
 
     def output(self, block: int, tokens: Tokens, grid: tuple[int, int]) -> SparseFeature:

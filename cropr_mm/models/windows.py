@@ -72,7 +72,10 @@ def windowed_attention(q: Tensor, k: Tensor, v: Tensor, windows: Windows) -> Ten
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Fused attention on (B, M, heads, head_dim); ``mask``, true where a query sees a key, fits (B, heads, M, M)."""
+    """Fused attention on (B, M, heads, head_dim).
+
+    ``mask`` fits (B, heads, M, M): true where a query sees a key, or numbers that are added before the softmax.
+    """
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
 

@@ -7,6 +7,7 @@ from .difficulty import DifficultyPruner
 from .oracle import OraclePruner
 from .schedule import Schedule
 from .supervision import BaseAuxHead, ClsAuxHead, MultiLabelAuxHead, PatchSegAuxHead, TokenClassAuxHead
+from .tome import ToMeReducer
 
 __all__ = [
     'AttentionPruner',
@@ -22,6 +23,7 @@ __all__ = [
     'PatchSegAuxHead',
     'RandomPruner',
     'Schedule',
+    'ToMeReducer',
     'TokenClassAuxHead',
     'VariancePruner',
 ]

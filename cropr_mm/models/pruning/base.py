@@ -43,11 +43,13 @@ class BaseReducer(nn.Module):
         observes: whether :meth:`observe` is called in the attention of the block before.
         needs_class_token: whether the model must have a [CLS] token.
         learns: whether :meth:`predict` gives something to train.
+        fits_windows: whether the model may have windowed attention.
     """
 
     observes: bool = False
     needs_class_token: bool = False
     learns: bool = False
+    fits_windows: bool = True
 
     def __init__(self, embed_dim: int, grid: tuple[int, int], patch_size: int, deploy: bool = False) -> None:
         super().__init__()
