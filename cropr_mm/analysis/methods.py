@@ -179,6 +179,7 @@ PRUNERS: dict[str, Callable[[Config], None]] = {
     'random': _other('RandomPruner'),
     'variance': _other('VariancePruner'),
     'attention': _other('AttentionPruner'),
+    'tome': _other('ToMeReducer'),
     'oracle': _oracle,
     'nonsalient': _option(f'{PRUNING}.pruner.reverse=True'),
     'cropr-multilabel': _published('MultiLabelAuxHead'),

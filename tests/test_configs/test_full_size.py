@@ -186,7 +186,7 @@ def shrink(cfg):
         backbone.window_size = 2
     if cfg.default_scope == 'mmseg':
         cfg.model.data_preprocessor['size'] = (SIDE, SIDE)
-        if 'test_cfg' in cfg.model.data_preprocessor:
+        if 'size' in cfg.model.data_preprocessor.get('test_cfg', {}):
             cfg.model.data_preprocessor.test_cfg.size = (SIDE, SIDE)
     elif cfg.default_scope == 'mmdet':
         cfg.model.data_preprocessor.pad_size_divisor = 32
