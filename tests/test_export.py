@@ -25,7 +25,8 @@ def build(scope, config):
 
 
 def backbone(family='vit', pruner='difficulty', plan=None, depth=5, **more):
-    pruning = dict(pruner=PRUNERS[pruner], **(plan or dict(rate=7, round_to=1)))
+    reducers = {**PRUNERS, 'tome': dict(type='ToMeReducer')}
+    pruning = dict(pruner=reducers[pruner], **(plan or dict(rate=7, round_to=1)))
     arch = dict(SMALL[family], depth=depth)
     return dict(type='CroprViT', arch=arch, img_size=24, patch_size=4, pruning=pruning, **more)
 
@@ -89,6 +90,7 @@ def run(file, images):
         ('.onnx', dict(family='dinov3')),
         ('.onnx', dict(family='eva02', window_size=3, global_blocks=[4])),
         ('.onnx', dict(pruner='attention')),
+        ('.onnx', dict(pruner='tome')),
     ],
     ids=str,
 )
