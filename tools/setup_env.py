@@ -45,13 +45,13 @@ STACKS: dict[str, tuple] = {
 }
 BUILD_TOOLS = ('pip', 'wheel', 'ninja', 'psutil', 'packaging')
 DRIVERS = ('/dev/nvidiactl', '/dev/dxg')  # NVIDIA's, on Linux and in WSL
-# What tests compare with and users need not have: timm, mmpretrain, and what mmpretrain alone imports (as of then);
-# Triton, whose interpreter runs the kernel on a CPU.
+# What tests compare with and users need not have: timm, mmpretrain, and what mmpretrain alone imports (as of then).
 PARITY = (
     *('timm==1.0.31', 'mmpretrain==1.2.0', 'einops<=0.8.1', 'importlib-metadata<=8.7.0', 'markdown<=3.9'),
     *('mat4py', 'model-index', 'ordered-set', 'zipp<=3.23.0'),
-    'triton==3.9.0; python_version>="3.10" and platform_system=="Linux"',
 )
+# Its interpreter runs the kernel on a CPU; beside torch, which finds it, its version would have to be torch's.
+TRITON = 'triton==3.9.0; python_version>="3.10" and platform_system=="Linux"'
 # Imports what users import and runs one compiled operator, on the GPU if there is one.
 TRIAL = """
 import torch, mmengine, mmcv, mmdet.models, mmseg.models
@@ -154,6 +154,7 @@ class Setup:
             self.install(*self.pins, *self.libraries, '-e', f'{ROOT}[tests]')
             # Beside torch the mm libraries would import them, and the index may have no torchvision for this torch.
             self.install('--no-deps', '--target', self.venv / 'parity', *PARITY, self.torchvision)
+            self.install('--no-deps', '--target', self.venv / 'triton', TRITON)
             self.call(self.python, '-c', TRIAL)
             self.stamp(recipe=self.recipe())
         print(f'{self.venv} is ready ({", ".join(f"{key}={value}" for key, value in self.choices.items())})')
