@@ -48,7 +48,7 @@ def tokens_at(x: Tensor, position: Tensor) -> Tokens:
 class Untouched(torch.nn.Module):
     """A block that does nothing."""
 
-    def forward(self, x: Tensor, rotary: Any = None, windows: Any = None) -> Tensor:
+    def forward(self, x: Tensor, rotary: Any = None, windows: Any = None, size: Any = None) -> Tensor:
         return x
 
 
