@@ -258,7 +258,7 @@ def _write_onnx(program: Any, file: Path) -> list[str]:
         options: dict[str, Any] = dict(dynamo=True, custom_translation_table=table)
         exported: Any = torch.onnx.export(program, input_names=['images'], verbose=False, **options)
     except torch.onnx.OnnxExporterError as error:
-        raise ValueError(f'ONNX has no form of this model: {str(error).strip().splitlines()[0]}') from error
+        raise ValueError(f'ONNX has no form of this model: {_first_line(error)}') from error
     exported.save(file)
     return sorted({node.op_type for node in exported.model.graph.all_nodes()})
 

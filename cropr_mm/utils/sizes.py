@@ -10,8 +10,8 @@ import torch
 def opened(size: int, least: int) -> int:
     """An open size, at least ``least``, as a symbol of its own.
 
-    The term behind the size would otherwise be part of every size that follows, which takes an export minutes. And no
-    example decides for all sizes: where a decision depends on the symbol, the export fails.
+    The term that gives the size would otherwise be part of every size that follows, and an export takes minutes. And
+    no example decides for all sizes: where a decision depends on the symbol, the export fails.
     """
     if not isinstance(size, torch.SymInt):
         return size

@@ -39,7 +39,7 @@ class ToMeReducer(BaseReducer):
             pairs = min(count, tokens.position.shape[1] // 2)
             padding = None if context.padding is None else context.padding.gather(1, tokens.position)
             rows = matching(metric, pairs, padding)
-            part, tokens = merge(tokens, *rows)
+            tokens, part = merge(tokens, *rows)
             metric, count = take_rows(metric, rows[2]), count - pairs
             removed.append(part)
         return tokens, removed
@@ -71,7 +71,7 @@ def matching(metric: Tensor, pairs: int, padding: Tensor | None = None) -> tuple
         return 2 * merged, 2 * partner.gather(1, merged) + 1, stay
 
 
-def merge(tokens: Tokens, source: Tensor, target: Tensor, stay: Tensor) -> tuple[Removed, Tokens]:
+def merge(tokens: Tokens, source: Tensor, target: Tensor, stay: Tensor) -> tuple[Tokens, Removed]:
     """Merge patch tokens into others, by the mean of all positions that they stand for.
 
     Args:
@@ -79,6 +79,9 @@ def merge(tokens: Tokens, source: Tensor, target: Tensor, stay: Tensor) -> tuple
         source: (B, R), rows of patch tokens that merge, none twice.
         target: (B, R), rows of those that they merge into, any number into one; none of ``source``.
         stay: (B, M - R), all other rows.
+
+    Returns:
+        The tokens that are left, the prefix first, and those that merged.
     """
     prefix, position = tokens.num_prefix, tokens.position
     size = tokens.x.new_ones(tokens.all_positions.shape, dtype=torch.float32) if tokens.size is None else tokens.size
@@ -94,4 +97,4 @@ def merge(tokens: Tokens, source: Tensor, target: Tensor, stay: Tensor) -> tuple
         prefix,
         torch.cat([size[:, :prefix], own], dim=1),
     )
-    return Removed(position.gather(1, source), owner=position.gather(1, target)), left
+    return left, Removed(position.gather(1, source), owner=position.gather(1, target))

@@ -47,7 +47,7 @@ def test_a_step_equals_the_loops(batch, patches, prefix, padded, data):
     size = torch.randint(1, 5, (batch, prefix + patches)).float()
     padding = torch.rand(batch, patches) < 0.4 if padded else None
     every = torch.cat([torch.arange(patches, patches + prefix), torch.arange(patches)]).expand(batch, -1)
-    removed, left = merge(Tokens(x, every, prefix, size), *matching(metric, pairs, padding))
+    left, removed = merge(Tokens(x, every, prefix, size), *matching(metric, pairs, padding))
     for b in range(batch):
         joins, values, sizes, stay = reference(
             metric[b], x[b, prefix:], size[b, prefix:].tolist(), pairs, None if padding is None else padding[b]
@@ -86,7 +86,7 @@ def test_equal_tokens_merge_and_come_back_exactly():
     values = torch.randn(3, 8)
     x = values[[0, 1, 2, 0, 1, 2]][None]  # rows 0 and 3, 1 and 4, 2 and 5
     tokens, removed = Tokens(x, torch.arange(6)[None]), []
-    (part, tokens) = merge(tokens, *matching(x, 3))
+    (tokens, part) = merge(tokens, *matching(x, 3))
     removed.append(part)
     assert tokens.size.tolist() == [[2, 2, 2]]
     torch.testing.assert_close(restore(tokens, removed, torch.arange(6)).x, x)
