@@ -42,8 +42,8 @@ class CroprViT(PlainViT):
             :class:`~cropr_mm.models.pruning.Schedule` (``rate``, ``target_ratio`` or ``keep``, ``blocks``,
             ``round_to``, ``fusion``), those of
             :class:`~cropr_mm.models.pruning.supervision.collector.AuxCollector` (``aux_share``, ``aux_recompute``),
-            ``deploy=True`` to build pruners without auxiliary parts, and ``fused=True`` for one kernel at inference
-            (:class:`~cropr_mm.models.pruning.BasePruner`). Weights that :meth:`switch_to_deploy` has folded need
+            ``deploy=True`` to build pruners without auxiliary parts, and ``fused`` (one kernel at inference,
+            :class:`~cropr_mm.models.pruning.BasePruner`). Weights that :meth:`switch_to_deploy` has folded need
             ``deploy``; those of training are folded as they are loaded.
 
     Attributes:

@@ -10,19 +10,19 @@ from cropr_mm import use_cuda_graphs
 from .small import FAMILIES, PRUNERS, on, pruned
 
 
-def fused(model):
+def with_and_without(model):
     twin = copy.deepcopy(model)
-    for pruner in twin.pruners.values():
-        pruner.fused = True
-    return twin
+    for plain, other in zip(model.pruners.values(), twin.pruners.values()):
+        plain.fused, other.fused = False, True
+    return twin, model
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize('family', FAMILIES)
 def test_the_same_tokens_to_the_bit(gpu, family, dtype):
     pytest.importorskip('triton')
-    plain = on(gpu, pruned(family=family), dtype).eval()
-    twin, images = fused(plain), torch.randn(3, 3, 24, 24).to(gpu, dtype)
+    twin, plain = with_and_without(on(gpu, pruned(family=family), dtype).eval())
+    images = torch.randn(3, 3, 24, 24).to(gpu, dtype)
     images[1, :, 12:], images[2, :, :, 9:] = 0, 0
     with torch.inference_mode():
         assert torch.equal(twin(images)[0].to_dense(), plain(images)[0].to_dense())
@@ -31,8 +31,8 @@ def test_the_same_tokens_to_the_bit(gpu, family, dtype):
 @pytest.mark.parametrize('pruner', [name for name in PRUNERS if name != 'random'])
 def test_of_every_pruner_and_in_a_graph(gpu, pruner):
     pytest.importorskip('triton')
-    plain = on(gpu, pruned(PRUNERS[pruner])).eval()
-    twin, images = fused(plain), torch.randn(2, 3, 24, 24).to(gpu)
+    twin, plain = with_and_without(on(gpu, pruned(PRUNERS[pruner])).eval())
+    images = torch.randn(2, 3, 24, 24).to(gpu)
     with torch.inference_mode():
         expected = plain(images)[0].to_dense()
         assert torch.equal(twin(images)[0].to_dense(), expected)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -100,11 +101,11 @@ class BasePruner(BaseReducer):
     """Scores the patch tokens; those with the lowest scores are pruned. A pruner of one's own defines :meth:`score`.
 
     Attributes:
-        fused: whether one Triton kernel selects and moves the tokens where it can: at inference on CUDA, without
-            windows. It was compiled for CUDA and compared in Triton's interpreter, not run on a GPU.
+        fused: whether one Triton kernel selects and moves the tokens at inference on CUDA, without windows. None: where
+            Triton is installed.
     """
 
-    fused: bool = False
+    fused: bool | None = None
 
     def score(self, tokens: Tokens, context: Context) -> Tensor:
         """Score the patch tokens.
@@ -127,8 +128,8 @@ class BasePruner(BaseReducer):
                 f'{tuple(tokens.position.shape)}, is expected'
             )
         scores = scores.float()
-        if self.fused and _fits_kernel(tokens, context):
-            kept, pruned = _kernel()(tokens, scores, count, context.padding)
+        if self.fused is not False and _fits_kernel(tokens, context) and (kernel := _kernel(bool(self.fused))):
+            kept, pruned = kernel(tokens, scores, count, context.padding)
             return kept, [pruned]
         if context.padding is not None:
             scores = scores.masked_fill(context.padding.gather(1, tokens.position), -torch.inf)
@@ -136,17 +137,20 @@ class BasePruner(BaseReducer):
         return kept, [pruned]
 
 
-def _kernel() -> Any:
+@functools.lru_cache(maxsize=None)
+def _kernel(needed: bool) -> Any:
     try:
         from .fused_split import fused_split
-    except ModuleNotFoundError as error:
+    except ImportError as error:
+        if not needed:
+            return None
         raise ModuleNotFoundError(f'pruning.fused=True needs Triton ({error}): pip install triton') from error
     return fused_split
 
 
 def _fits_kernel(tokens: Tokens, context: Context) -> bool:
     inference = tokens.x.is_cuda and not torch.is_grad_enabled() and not is_compiling() and not torch.jit.is_tracing()
-    return inference and not context.in_order and tokens.size is None
+    return inference and not context.in_order and tokens.size is None and torch.version.hip is None
 
 
 def check_reduction(name: str, before: Tokens, count: int, after: Tokens, removed: Sequence[Removed]) -> None:

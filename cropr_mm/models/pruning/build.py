@@ -85,7 +85,8 @@ def build_pruning(
     pruner = dict(pruner)
     if check_flag('pruning.deploy', settings.pop('deploy', False)):
         pruner['deploy'] = True
-    fused = check_flag('pruning.fused', settings.pop('fused', False))
+    fused = settings.pop('fused', None)
+    fused = None if fused is None else check_flag('pruning.fused', fused)
     recompute = check_flag('pruning.aux_recompute', settings.pop('aux_recompute', False))
     supervision = AuxCollector(settings.pop('aux_share', 1.0), recompute)
     schedule = Schedule(depth, shape['grid'], **settings)
@@ -93,13 +94,13 @@ def build_pruning(
     for built in pruners.values():
         if not isinstance(built, BaseReducer):
             raise TypeError(f'pruning.pruner.type={pruner["type"]!r} is neither a BasePruner nor a BaseReducer')
-        if fused:
-            if not isinstance(built, BasePruner):
-                raise ValueError(
-                    f'pruning.fused=True with pruning.pruner.type={pruner["type"]!r}; a BasePruner is expected, whose '
-                    'tokens are kept or pruned by one score each'
-                )
-            built.fused = True
+        if isinstance(built, BasePruner):
+            built.fused = fused
+        elif fused:
+            raise ValueError(
+                f'pruning.fused=True with pruning.pruner.type={pruner["type"]!r}; a BasePruner is expected, whose '
+                'tokens are kept or pruned by one score each'
+            )
         if built.needs_class_token and not class_token:
             raise ValueError(
                 f'pruning.pruner.type={pruner["type"]!r} reads the attention of the [CLS] token; arch.class_token=False'

@@ -78,8 +78,8 @@ def test_the_kernel_compiles_for_cuda(tmp_path):
 
 
 def test_it_is_used_at_inference_on_cuda_alone(monkeypatch):
-    model = small_vit(pruning=dict(PRUNING, fused=True)).eval()
-    plain = small_vit(pruning=PRUNING).eval()
+    model = small_vit(pruning=PRUNING).eval()
+    plain = small_vit(pruning=dict(PRUNING, fused=False)).eval()
     plain.load_state_dict(model.state_dict())
     images, calls = torch.randn(2, 3, 24, 24), []
     assert torch.equal(model(images)[0].to_dense(), plain(images)[0].to_dense())
@@ -89,7 +89,7 @@ def test_it_is_used_at_inference_on_cuda_alone(monkeypatch):
         masked = scores.masked_fill(padding.gather(1, tokens.position), -torch.inf)
         return base.split(tokens, masked, count, in_order=False)
 
-    monkeypatch.setattr(base, '_kernel', lambda: kernel)
+    monkeypatch.setattr(base, '_kernel', lambda needed: kernel)
     with torch.no_grad():
         model(images)
         assert not calls  # a CPU
@@ -111,5 +111,7 @@ def test_what_cannot_be_fused_is_refused():
 def test_without_triton_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, 'triton', None)
     monkeypatch.delitem(sys.modules, 'cropr_mm.models.pruning.fused_split', raising=False)
+    find = base._kernel.__wrapped__
+    assert find(False) is None
     with pytest.raises(ModuleNotFoundError, match=r'pruning\.fused=True needs Triton .*: pip install triton'):
-        base._kernel()
+        find(True)
