@@ -42,8 +42,9 @@ class CroprViT(PlainViT):
             :class:`~cropr_mm.models.pruning.Schedule` (``rate``, ``target_ratio`` or ``keep``, ``blocks``,
             ``round_to``, ``fusion``), those of
             :class:`~cropr_mm.models.pruning.supervision.collector.AuxCollector` (``aux_share``, ``aux_recompute``),
-            ``deploy=True`` to build pruners without auxiliary parts, and ``fused`` (one kernel at inference,
-            :class:`~cropr_mm.models.pruning.BasePruner`). Weights that :meth:`switch_to_deploy` has folded need
+            ``deploy=True`` to build pruners without auxiliary parts, ``absorb`` (where pruned tokens go: None,
+            ``'nearest'`` or ``'fused_token'``, :mod:`~cropr_mm.models.pruning.absorb`) and ``fused`` (one kernel at
+            inference, :class:`~cropr_mm.models.pruning.BasePruner`). Weights that :meth:`switch_to_deploy` has folded need
             ``deploy``; those of training are folded as they are loaded.
 
     Attributes:
@@ -130,7 +131,7 @@ class CroprViT(PlainViT):
         if misfit is not None and self.window_size is not None:
             raise ValueError(
                 f'pruning.pruner.type={type(misfit).__name__!r} with window_size={self.window_size}; None is expected, '
-                'as it merges tokens of different windows'
+                'as tokens of different windows would merge'
             )
 
     # --- forward ----------------------------------------------------------------------------------------------

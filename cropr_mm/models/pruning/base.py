@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -103,9 +103,12 @@ class BasePruner(BaseReducer):
     Attributes:
         fused: whether one Triton kernel selects and moves the tokens at inference on CUDA, without windows. None: where
             Triton is installed.
+        absorb: where pruned tokens go (``pruning.absorb``, :mod:`~cropr_mm.models.pruning.absorb`). None: aside,
+            unchanged, until they are brought back.
     """
 
     fused: bool | None = None
+    absorb: Callable[[Tokens, Tensor, Tensor, int, Context], tuple[Tokens, Removed]] | None = None
 
     def score(self, tokens: Tokens, context: Context) -> Tensor:
         """Score the patch tokens.
@@ -119,6 +122,10 @@ class BasePruner(BaseReducer):
         """
         raise NotImplementedError
 
+    def weights(self, scores: Tensor) -> Tensor:
+        """Weights (B, M) of tokens in a mean, from their scores: those of an attention whose logits the scores are."""
+        return scores.softmax(dim=1)
+
     def forward(self, tokens: Tokens, count: int, context: Context) -> tuple[Tokens, list[Removed]]:
         scores = self.score(tokens._replace(x=tokens.x.detach()), context)
         if not isinstance(scores, Tensor) or scores.shape != tokens.position.shape:
@@ -128,11 +135,20 @@ class BasePruner(BaseReducer):
                 f'{tuple(tokens.position.shape)}, is expected'
             )
         scores = scores.float()
-        if self.fused is not False and _fits_kernel(tokens, context) and (kernel := _kernel(bool(self.fused))):
+        if (
+            self.absorb is None
+            and self.fused is not False
+            and _fits_kernel(tokens, context)
+            and (kernel := _kernel(bool(self.fused)))
+        ):
             kept, pruned = kernel(tokens, scores, count, context.padding)
             return kept, [pruned]
+        weights = None if self.absorb is None else self.weights(scores)
         if context.padding is not None:
             scores = scores.masked_fill(context.padding.gather(1, tokens.position), -torch.inf)
+        if self.absorb is not None and weights is not None:
+            kept, pruned = self.absorb(tokens, scores, weights, count, context)
+            return kept, [pruned]
         kept, pruned = split(tokens, scores, count, context.in_order)
         return kept, [pruned]
 

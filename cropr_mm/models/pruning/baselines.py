@@ -33,8 +33,8 @@ class VariancePruner(BasePruner):
 class AttentionPruner(BasePruner):
     """Keeps the tokens that the [CLS] token attends to most in the block before, mean over the heads.
 
-    Top-k of the class attention, as in EViT (arXiv 2202.07800) without its fused token. The model must have a [CLS]
-    token. Only that one row of the attention is computed beside the fused kernel.
+    Top-k of the class attention, as in EViT (arXiv 2202.07800), whose fused token ``pruning.absorb='fused_token'``
+    adds. The model must have a [CLS] token. Only that one row of the attention is computed beside the fused kernel.
     """
 
     observes = needs_class_token = True
@@ -44,6 +44,9 @@ class AttentionPruner(BasePruner):
 
     def score(self, tokens: Tokens, context: Context) -> Tensor:
         return context.observed
+
+    def weights(self, scores: Tensor) -> Tensor:
+        return scores
 
 
 def class_attention(q: Tensor, k: Tensor, num_prefix: int) -> Tensor:

@@ -11,12 +11,13 @@ from torch import nn
 
 from ...checkpoint.pruners import block_of, key_pruners_by_block
 from ...utils.checks import check_flag
+from .absorb import ABSORB
 from .base import BasePruner, BaseReducer
 from .schedule import Schedule
 from .supervision.collector import AuxCollector
 
 SCHEDULE_KEYS = ('rate', 'target_ratio', 'keep', 'blocks', 'round_to', 'fusion')
-PRUNING_KEYS = ('pruner', *SCHEDULE_KEYS, 'aux_share', 'aux_recompute', 'deploy', 'fused')
+PRUNING_KEYS = ('pruner', *SCHEDULE_KEYS, 'aux_share', 'aux_recompute', 'deploy', 'fused', 'absorb')
 
 
 class Pruners(nn.ModuleDict):
@@ -87,6 +88,9 @@ def build_pruning(
         pruner['deploy'] = True
     fused = settings.pop('fused', None)
     fused = None if fused is None else check_flag('pruning.fused', fused)
+    absorb = settings.pop('absorb', None)
+    if absorb is not None and (not isinstance(absorb, str) or absorb not in ABSORB):
+        raise ValueError(f'pruning.absorb={absorb!r}; None, {", ".join(map(repr, ABSORB))} are valid')
     recompute = check_flag('pruning.aux_recompute', settings.pop('aux_recompute', False))
     supervision = AuxCollector(settings.pop('aux_share', 1.0), recompute)
     schedule = Schedule(depth, shape['grid'], **settings)
@@ -95,10 +99,12 @@ def build_pruning(
         if not isinstance(built, BaseReducer):
             raise TypeError(f'pruning.pruner.type={pruner["type"]!r} is neither a BasePruner nor a BaseReducer')
         if isinstance(built, BasePruner):
-            built.fused = fused
-        elif fused:
+            built.fused, built.absorb = fused, None if absorb is None else ABSORB[absorb]
+            built.fits_windows = built.fits_windows and absorb != 'nearest'
+        elif fused or absorb:
+            setting = 'fused=True' if fused else f'absorb={absorb!r}'
             raise ValueError(
-                f'pruning.fused=True with pruning.pruner.type={pruner["type"]!r}; a BasePruner is expected, whose '
+                f'pruning.{setting} with pruning.pruner.type={pruner["type"]!r}; a BasePruner is expected, whose '
                 'tokens are kept or pruned by one score each'
             )
         if built.needs_class_token and not class_token:

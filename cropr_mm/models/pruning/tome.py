@@ -71,7 +71,9 @@ def matching(metric: Tensor, pairs: int, padding: Tensor | None = None) -> tuple
         return 2 * merged, 2 * partner.gather(1, merged) + 1, stay
 
 
-def merge(tokens: Tokens, source: Tensor, target: Tensor, stay: Tensor) -> tuple[Tokens, Removed]:
+def merge(
+    tokens: Tokens, source: Tensor, target: Tensor, stay: Tensor, ignored: Tensor | None = None
+) -> tuple[Tokens, Removed]:
     """Merge patch tokens into others, by the mean of all positions that they stand for.
 
     Args:
@@ -79,6 +81,7 @@ def merge(tokens: Tokens, source: Tensor, target: Tensor, stay: Tensor) -> tuple
         source: (B, R), rows of patch tokens that merge, none twice.
         target: (B, R), rows of those that they merge into, any number into one; none of ``source``.
         stay: (B, M - R), all other rows.
+        ignored: (B, R) bool, those of ``source`` that add nothing to the mean, or None.
 
     Returns:
         The tokens that are left, the prefix first, and those that merged.
@@ -86,10 +89,14 @@ def merge(tokens: Tokens, source: Tensor, target: Tensor, stay: Tensor) -> tuple
     prefix, position = tokens.num_prefix, tokens.position
     size = tokens.x.new_ones(tokens.all_positions.shape, dtype=torch.float32) if tokens.size is None else tokens.size
     own = size[:, prefix:]
-    sums = tokens.patches.float() * own.unsqueeze(-1)
+    added = own.gather(1, source)
+    if ignored is not None:
+        added = added.masked_fill(ignored, 0.0)
+    patches = tokens.patches.float()
+    sums = patches * own.unsqueeze(-1)
     where: Any = target.unsqueeze(-1).expand(-1, -1, sums.shape[2])
-    sums = sums.scatter_add(1, where, take_rows(sums, source))
-    own = own.scatter_add(1, target, own.gather(1, source)).gather(1, stay)
+    sums = sums.scatter_add(1, where, take_rows(patches, source) * added.unsqueeze(-1))
+    own = own.scatter_add(1, target, added).gather(1, stay)
     x = (take_rows(sums, stay) / own.unsqueeze(-1)).to(tokens.x.dtype)
     left = Tokens(
         torch.cat([tokens.prefix, x], dim=1),
