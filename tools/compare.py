@@ -36,7 +36,16 @@ from filelock import FileLock, Timeout
 from mmengine.config import Config
 from mmengine.device import get_device
 
-from cropr_mm.analysis.methods import FROM_DENSE, GROUPS, apply_method, change, is_segmentation, own_method, parts_of
+from cropr_mm.analysis.methods import (
+    FROM_DENSE,
+    GROUPS,
+    apply_method,
+    change,
+    is_dense,
+    is_segmentation,
+    own_method,
+    parts_of,
+)
 from cropr_mm.benchmark.machine import describe_machine
 from cropr_mm.cli.arguments import plain_errors
 from cropr_mm.utils.checks import check_integer
@@ -113,7 +122,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--amp', action='store_true', help='train in mixed precision; needs an accelerator')
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='for every run')
     parser.add_argument(
-        '--routing', choices=['all', 'first'], default='all', help='of which seeds to count the tokens that are kept'
+        '--routing', choices=['all', 'first', 'none'], default='all', help='seeds of which to count the tokens kept'
     )
     parser.add_argument('--table', action='store_true', help='train nothing; the table of the runs that are finished')
     args = parser.parse_args(arguments)
@@ -125,7 +134,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         asked = args.methods if args.methods or args.own else DATA[args.data].groups
         args.methods = list(dict.fromkeys([*methods_of(DATA[args.data], asked or ()), *args.own]))
         for method in args.methods:
-            if method != 'dense' and method not in args.own:
+            if method not in args.own:
                 parts_of(method)
     return args
 
@@ -140,11 +149,10 @@ def read_config(path: Path) -> Config:
 def config_of(args: argparse.Namespace, method: str) -> Config:
     """The config of a method, apart from the seed."""
     data = DATA[args.data]
-    kind = 'dense' if method == 'dense' else 'cropr'
-    cfg = copy.deepcopy(read_config(ROOT / 'configs' / data.configs.format(kind)))
     base, options = args.own.get(method, (method, []))
-    if kind == 'cropr':
-        apply_method(cfg, base)
+    kind = 'dense' if is_dense(base) else 'cropr'
+    cfg = copy.deepcopy(read_config(ROOT / 'configs' / data.configs.format(kind)))
+    apply_method(cfg, base)
     change(cfg, [*options, *args.cfg_options])
     cfg.val_dataloader, cfg.val_evaluator = cfg.test_dataloader, cfg.test_evaluator  # figures are of the test split
     return cfg
@@ -174,6 +182,7 @@ class Run:
         cfg: the whole config.
         digest: of all settings that the run depends on, apart from where this clone lies.
         after: the run whose checkpoint this one starts from.
+        trains: or tests that checkpoint as it is.
     """
 
     method: str
@@ -182,6 +191,7 @@ class Run:
     cfg: Config
     digest: str
     after: Run | None = None
+    trains: bool = True
 
     @property
     def result_file(self) -> Path:
@@ -195,9 +205,10 @@ def plan_run(args: argparse.Namespace, method: str, seed: int) -> Run:
     cfg.merge_from_dict({'randomness.seed': seed})
     settings = repr(cfg.to_dict()).replace(str(ROOT), '') + ('amp' if args.amp else '')
     digest = hashlib.sha256(settings.encode()).hexdigest()
-    base = args.own.get(method, (method, []))[0]
-    after = plan_run(args, 'dense', seed) if base != 'dense' and FROM_DENSE.intersection(parts_of(base)[1]) else None
-    run = Run(method, seed, args.work_dir / f'{method}-{seed}', cfg, digest, after)
+    changes = parts_of(args.own.get(method, (method, []))[0])[1]
+    after = plan_run(args, 'dense', seed) if FROM_DENSE.intersection(changes) else None
+    folder = args.work_dir / f'{method}-{seed}'
+    run = Run(method, seed, folder, cfg, digest, after, trains='untrained' not in changes)
     plan = run.folder / 'plan'
     if run.folder.is_dir() and not (plan.is_file() and plan.read_text() == digest):
         raise ValueError(
@@ -251,12 +262,15 @@ def _train_and_test(args: argparse.Namespace, run: Run) -> dict[str, Any]:
         extra += ['--cfg-options', f'load_from={checkpoint_of(run.after.folder)}']
     start = time.monotonic()
     work_dir = str(run.folder.resolve())
-    call(args, run, 'train.py', config, '--work-dir', work_dir, '--resume', *extra)
-    if not evaluations(run, records_of(run)):  # cut short after the last checkpoint, and there is nothing left to train
-        call(args, run, 'test.py', config, checkpoint_of(run.folder), '--work-dir', work_dir)
+    if run.trains:
+        call(args, run, 'train.py', config, '--work-dir', work_dir, '--resume', *extra)
+    finished = run if run.trains or run.after is None else run.after
+    checkpoint = checkpoint_of(finished.folder)
+    if not evaluations(run, records_of(run)):  # not trained, or cut short after the last checkpoint
+        call(args, run, 'test.py', config, checkpoint, '--work-dir', work_dir)
     routing = run.folder / 'routing.json'
-    if run.method != 'dense' and (args.routing == 'all' or run.seed == args.seeds[0]):
-        call(args, run, 'analyze_routing.py', config, checkpoint_of(run.folder), '--json', str(routing.resolve()))
+    if not is_dense(run.method) and args.routing != 'none' and (args.routing == 'all' or run.seed == args.seeds[0]):
+        call(args, run, 'analyze_routing.py', config, checkpoint, '--json', str(routing.resolve()))
     result = dict(
         method=run.method,
         seed=run.seed,
@@ -379,7 +393,7 @@ def table(segmentation: bool, results: list[dict[str, Any]]) -> str:
             row.append(f'{statistics.median(values[method, key]):.1f}' if values[method, key] else '–')
         routes = [r['routing'] for r in results if r['method'] == method and r['routing']]
         for part in ('object', 'background'):
-            unknown = '100 %' if method == 'dense' else '–'
+            unknown = '100 %' if is_dense(method) else '–'
             row.append(f'{100 * statistics.median(kept(r[part]) for r in routes):.0f} %' if routes else unknown)
         lines.append(' | '.join(row))
     return '\n'.join(f'| {line} |' for line in lines)

@@ -16,6 +16,7 @@ from mmengine.config import Config, DictAction
 from ..models.archs import resolve_arch
 from ..models.pruning.schedule import Schedule, evenly_spaced
 from ..utils.checks import is_type
+from .dense_methods import DENSE_CHANGES
 
 PRUNING = 'model.backbone.pruning'
 
@@ -131,6 +132,13 @@ def _exit(fill: str = 'exit') -> Callable[[Config], None]:
     return put
 
 
+def _one_shot(cfg: Config) -> None:
+    """One pruner, after a quarter of the blocks; as many tokens are kept in the end."""
+    block = max(0, _arch(cfg).depth // 4 - 1)
+    plan = {str(block): 1 - _pruned_share(cfg)}
+    cfg.merge_from_dict({PRUNING: dict(target_ratio=None, rate=None, blocks=None, keep=plan)})
+
+
 def _late(cfg: Config) -> None:
     """The same pruners, and tokens return after the last block, by a learned cross-attention."""
     _exit()(cfg)
@@ -191,6 +199,9 @@ CHANGES: dict[str, Callable[[Config], None]] = {
     '50': _ratio(50),
     '75': _ratio(75),
     'stages3': _stages(3),
+    'one-shot': _one_shot,
+    'nearest': _option(f'{PRUNING}.absorb=nearest'),
+    'fused-token': _option(f'{PRUNING}.absorb=fused_token'),
     'exit': _exit(),
     'late': _late,
     'zero': _exit('zero'),
@@ -202,12 +213,14 @@ CHANGES: dict[str, Callable[[Config], None]] = {
     'balanced': _option(f'{PRUNING}.pruner.aux_head.balance=1.0'),
     'retrofit': _retrofit,
     'finetune': _finetune,
+    'untrained': lambda cfg: None,
 }
 """What may follow a pruner, in the order in which it is named."""
 
-FROM_DENSE = frozenset(['retrofit', 'finetune'])
-"""Changes that start from the checkpoint of a finished dense model (``load_from``)."""
+FROM_DENSE = frozenset(['retrofit', 'finetune', 'untrained'])
+"""Changes that start from the checkpoint of a finished dense model (``load_from``); the last one ends with it, too."""
 
+_RATES = ('-50', '-75', '', '-one-shot')
 _SCALE = ('dense', 'oracle')  # what the others are measured against, with random
 GROUPS = {
     'pruners': (*_SCALE, *(name for name in PRUNERS if name != 'oracle')),
@@ -219,32 +232,48 @@ GROUPS = {
     'returning': ('cropr-no-curriculum', 'cropr-exit', 'cropr-late', 'cropr-zero', 'cropr-mask-token'),
     'cheaper': ('cropr-half', 'cropr-patch-half', 'cropr-patch-stride2', 'cropr-patch-stride4'),
     'retrofit': ('cropr-retrofit', 'cropr-finetune', 'random-finetune'),
+    'pareto': (
+        'dense',
+        *(f'dense-{change}' for change in DENSE_CHANGES),
+        *(f'{pruner}{rate}' for pruner in ('cropr', 'random', 'tome') for rate in _RATES),
+        *(f'tome{rate}-untrained' for rate in _RATES),
+    ),
 }
 """Names for several methods at once."""
 
 
+def is_dense(method: str) -> bool:
+    """Whether a method has no pruner."""
+    return method.split('-')[0] == 'dense'
+
+
 def parts_of(method: str) -> tuple[str, list[str]]:
-    """Pruner and changes of a method.
+    """Pruner, or ``dense``, and changes of a method.
 
     Raises:
         ValueError: there is no such method; the message lists what is valid.
     """
-    for pruner in sorted(PRUNERS, key=len, reverse=True):
-        if re.fullmatch(f'{pruner}(-({"|".join(CHANGES)}))*', method):
-            return pruner, re.findall(f'-({"|".join(CHANGES)})(?=-|$)', method[len(pruner) :])
+    for pruner in sorted(('dense', *PRUNERS), key=len, reverse=True):
+        changes = '|'.join(DENSE_CHANGES if pruner == 'dense' else CHANGES)
+        if re.fullmatch(f'{pruner}(-({changes}))*', method):
+            return pruner, re.findall(f'-({changes})(?=-|$)', method[len(pruner) :])
     raise ValueError(
-        f'method {method!r} is unknown; valid are dense, the pruners {", ".join(PRUNERS)}, and each of these followed '
-        f'by changes: -{", -".join(CHANGES)}'
+        f'method {method!r} is unknown; valid are dense, dense followed by -{", -".join(DENSE_CHANGES)}, the pruners '
+        f'{", ".join(PRUNERS)}, and each of these followed by changes: -{", -".join(CHANGES)}'
     )
 
 
 def apply_method(cfg: Config, method: str) -> None:
-    """Change a config with a ``DifficultyPruner`` into that of a method.
+    """Change a config with a ``DifficultyPruner``, or that of the dense model, into that of a method.
 
     Raises:
         ValueError: there is no such method, or it does not fit the config.
     """
     pruner, changes = parts_of(method)
+    if pruner == 'dense':
+        for name in changes:
+            DENSE_CHANGES[name](cfg)
+        return
     if cfg.model.backbone.get('pruning') is None:
         raise ValueError(f'{PRUNING}=None; a dict with pruner is expected, which method {method!r} changes')
     PRUNERS[pruner](cfg)

@@ -13,6 +13,7 @@ from typing import Any, Dict
 from mmengine.logging import MMLogger
 from torch import Tensor
 
+from ..utils.checks import check_flag
 from .fit import fit
 from .layouts import convert
 from .locate import read_weights
@@ -21,10 +22,10 @@ from .pruners import PREFIXES, key_pruners_by_block
 from .rope import check_angles
 
 State = Dict[str, Tensor]
-_INIT_KEYS = ('type', 'checkpoint', 'prefix', 'map_location')
+_INIT_KEYS = ('type', 'checkpoint', 'prefix', 'first_blocks', 'map_location')
 
 
-def load_vit_weights(model: Any, path: str, prefix: str | None = None) -> None:
+def load_vit_weights(model: Any, path: str, prefix: str | None = None, first_blocks: bool = False) -> None:
     """Load pretrained weights in any layout of :data:`~cropr_mm.checkpoint.layouts.LAYOUTS`.
 
     Positional and patch embedding are resized where the sizes differ. Pruners come from the file too if they are such
@@ -35,6 +36,7 @@ def load_vit_weights(model: Any, path: str, prefix: str | None = None) -> None:
             have timm's names, and those of pruners begin with ``pruners.``.
         path: see :func:`~cropr_mm.checkpoint.locate.read_weights`.
         prefix: see there.
+        first_blocks: whether the file may have more blocks than the model, which takes the first of them.
 
     Raises:
         ValueError: an unknown layout, other rotary angles, or weights that are missing, left over or of another
@@ -50,6 +52,10 @@ def load_vit_weights(model: Any, path: str, prefix: str | None = None) -> None:
         key_pruners_by_block(pruners, 'pruners.')
     except (ValueError, RuntimeError) as error:  # RuntimeError: tensors whose shapes do not go together
         raise ValueError(f'{path}: {error}; its names are {shorten(list(dense))}') from error
+    if first_blocks:
+        beyond = [name for name in state if name not in own and name.startswith('blocks.')]
+        state = {name: value for name, value in state.items() if name not in beyond}
+        notes += [f'the first {model.depth} blocks alone'] if beyond else []
     _compare(state, own, path, layout, model)
     reason = _load(model, state, pruners, own_pruners)
     if found.elsewhere:
@@ -72,9 +78,11 @@ def load_init_cfg(model: Any, settings: Mapping[str, Any]) -> None:
     unknown = sorted(set(settings) - set(_INIT_KEYS))
     if unknown or not isinstance(settings.get('checkpoint'), str):
         raise ValueError(
-            f'init_cfg={dict(settings)!r}; type, checkpoint (a path or an address) and, if needed, prefix are expected'
+            f'init_cfg={dict(settings)!r}; type, checkpoint (a path or an address) and, if needed, prefix and '
+            'first_blocks are expected'
         )
-    load_vit_weights(model, settings['checkpoint'], settings.get('prefix'))
+    first_blocks = check_flag('init_cfg.first_blocks', settings.get('first_blocks', False))
+    load_vit_weights(model, settings['checkpoint'], settings.get('prefix'), first_blocks)
 
 
 def _split(state: State) -> tuple[State, State]:

@@ -44,8 +44,8 @@ class CroprViT(PlainViT):
             :class:`~cropr_mm.models.pruning.supervision.collector.AuxCollector` (``aux_share``, ``aux_recompute``),
             ``deploy=True`` to build pruners without auxiliary parts, ``absorb`` (where pruned tokens go: None,
             ``'nearest'`` or ``'fused_token'``, :mod:`~cropr_mm.models.pruning.absorb`) and ``fused`` (one kernel at
-            inference, :class:`~cropr_mm.models.pruning.BasePruner`). Weights that :meth:`switch_to_deploy` has folded need
-            ``deploy``; those of training are folded as they are loaded.
+            inference, :class:`~cropr_mm.models.pruning.BasePruner`). Weights that :meth:`switch_to_deploy` has folded
+            need ``deploy``; those of training are folded as they are loaded.
 
     Attributes:
         pruning_progress: 0 to 1, the share of the final rate at which training prunes (curriculum). Evaluation
