@@ -4,10 +4,12 @@
     python tools/compare.py camvid --methods pruners random-50 cropr-50 --jobs 4 --amp
     python tools/compare.py photos-seg --methods dense random --method wide='cropr-patch custom_hooks.0.ramp=0.8'
     python tools/compare.py camvid --table                      # of what is finished, without a run
+    python tools/compare.py camvid --methods pareto --routing none --speed 1 4    # accuracy against measured speed
 
 A method changes the data's config with a DifficultyPruner in one way, the same for all data: a pruner (dense, random,
 variance, attention, oracle, cropr, nonsalient, cropr-multilabel, cropr-patch) and changes of it (-50 and -75 prune so
-many percent, -stages3, -exit, …), or a group: pruners, rates, returning, cheaper, retrofit. Each run has a folder with
+many percent, -stages3, -exit, -untrained, …), a cheaper dense model (dense-blocks75, dense-patch150, …), or a group:
+pruners, rates, returning, cheaper, retrofit, pareto. Each run has a folder with
 its config. Runs that are complete are not repeated, so an interrupted comparison resumes where it stopped.
 """
 
@@ -46,6 +48,8 @@ from cropr_mm.analysis.methods import (
     own_method,
     parts_of,
 )
+from cropr_mm.analysis.pareto import Point, draw, family_of, time_methods
+from cropr_mm.analysis.pareto import table as pareto_table
 from cropr_mm.benchmark.machine import describe_machine
 from cropr_mm.cli.arguments import plain_errors
 from cropr_mm.utils.checks import check_integer
@@ -125,11 +129,23 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         '--routing', choices=['all', 'first', 'none'], default='all', help='seeds of which to count the tokens kept'
     )
     parser.add_argument('--table', action='store_true', help='train nothing; the table of the runs that are finished')
+    parser.add_argument(
+        '--speed',
+        type=int,
+        nargs='+',
+        default=[],
+        metavar='BATCH',
+        help='also time the methods against one another at these batch sizes, on one of the test images',
+    )
+    parser.add_argument('--rounds', type=int, default=7, help='with --speed: of each method, in turn')
     args = parser.parse_args(arguments)
     args.data = ALIASES.get(args.data, args.data)
     args.work_dir = args.work_dir or Path('work_dirs') / f'compare-{args.data}'
     with plain_errors():
         check_integer('--jobs', args.jobs)
+        check_integer('--rounds', args.rounds)
+        for batch in args.speed:
+            check_integer('--speed', batch)
         args.own = {name: (base, options) for name, base, options in map(own_method, args.method)}
         asked = args.methods if args.methods or args.own else DATA[args.data].groups
         args.methods = list(dict.fromkeys([*methods_of(DATA[args.data], asked or ()), *args.own]))
@@ -441,6 +457,32 @@ def report(args: argparse.Namespace, results: list[dict[str, Any]]) -> None:
         partial.write_text(text + '\n', encoding='utf-8')
     write_json(args.work_dir / 'results.json', dict(command=' '.join(sys.argv), **shared_about(results)))
     print('\n' + text + f'\n\nwritten to {args.work_dir}: table.md, results.json')
+    for batch in args.speed:
+        print(f'\nAccuracy against speed, batch {batch}:\n\n' + speed_table(args, results, batch))
+    if args.speed:
+        print(f'\nwritten to {args.work_dir}: ' + ', '.join(f'pareto-b{b}.png, .json' for b in args.speed))
+
+
+def speed_table(args: argparse.Namespace, results: list[dict[str, Any]], batch: int) -> str:
+    """Time the methods of the results in turn, draw accuracy against speed and write it all to files."""
+    key, metric, _ = METRICS[DATA[args.data].segmentation][0]
+    accuracy: dict[str, list[float]] = {}
+    for result in results:
+        accuracy.setdefault(result['method'], []).append(result[key])
+    if 'dense' not in accuracy:
+        raise ValueError('--speed: no finished run of dense among the methods, which speeds are measured against')
+    timings = time_methods({method: config_of(args, method) for method in accuracy}, batch, args.rounds)
+    points = [
+        Point(method, timing.ratio_to(timings['dense']), timing.spread, tuple(accuracy[method]))
+        for method, timing in timings.items()
+    ]
+    draw(points, args.work_dir / f'pareto-b{batch}.png', f'{args.data}, batch {batch}', metric)
+    rows = [dict(p._asdict(), family=family_of(p.method), milliseconds=timings[p.method].milliseconds) for p in points]
+    content = dict(
+        command=' '.join(sys.argv), batch_size=batch, rounds=args.rounds, **describe_machine('cpu'), points=rows
+    )
+    write_json(args.work_dir / f'pareto-b{batch}.json', content)
+    return pareto_table(points)
 
 
 def shared_about(results: list[dict[str, Any]]) -> dict[str, Any]:
@@ -479,7 +521,8 @@ def main() -> None:
         with ThreadPoolExecutor(args.jobs) as pool:
             results = [result for result in pool.map(attempt, plan) if result]
     if results:
-        report(args, results)
+        with plain_errors():
+            report(args, results)
     elif not failed:
         sys.exit(f'compare.py: error: no finished run of these methods and seeds in {args.work_dir}')
     if failed:
