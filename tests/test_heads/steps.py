@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,10 @@ FEWER = dict(
 )
 
 
+REDUCER = os.environ.get('CROPR_TEST_REDUCER', 'DifficultyPruner')
+LEARNS = REDUCER == 'DifficultyPruner'
+
+
 class KeepGradients(OptimWrapper):
     """Leaves the gradients of the step in place, to be looked at."""
 
@@ -52,7 +57,9 @@ def swapped(configs: Path, folder: str, entry: Entry) -> Config:
     shrink(cfg.get('model') or ConfigDict(), entry.side)
     options = {key: v.format(configs=configs) if isinstance(v, str) else v for key, v in entry.options.items()}
     cfg.merge_from_dict(options)
-    pruner = dict(type='DifficultyPruner', num_classes=num_classes(cfg.get('model')))
+    pruner = dict(type=REDUCER)
+    if LEARNS:
+        pruner['num_classes'] = num_classes(cfg.get('model'))
     arch = dict(family='vit', embed_dim=32, depth=4, num_heads=2)
     return swap_backbone(cfg, dict(arch=arch, img_size=entry.side, pruning=dict(pruner=pruner, rate=16)))
 
@@ -178,7 +185,7 @@ def step(cfg: Config, batch: Callable[[], dict[str, Any]]) -> tuple[dict[str, fl
     optim = KeepGradients(torch.optim.SGD(model.parameters(), lr=1e-6), clip_grad=clip)
     log = {name: float(value) for name, value in model.train_step(batch(), optim).items()}
     assert all(math.isfinite(value) for value in log.values()), log
-    assert log['cropr.loss_aux'] > 0, log
+    assert not LEARNS or log['cropr.loss_aux'] > 0, log
     heads = [value for name, value in log.items() if 'loss' in name and name not in ('loss', 'cropr.loss_aux')]
     assert sum(heads) > 0, log
     for name, parameter in backbones[0].named_parameters():
@@ -186,7 +193,7 @@ def step(cfg: Config, batch: Callable[[], dict[str, Any]]) -> tuple[dict[str, fl
     assert all(
         p.grad.abs().sum() > 0 for p in (backbones[0].patch_embed.proj.weight, backbones[0].blocks[0].mlp.fc1.weight)
     )
-    assert all(pruner.queries.grad.abs().sum() > 0 for pruner in backbones[0].pruners.values())
+    assert not LEARNS or all(pruner.queries.grad.abs().sum() > 0 for pruner in backbones[0].pruners.values())
     model.eval()
     with torch.no_grad():
         return log, model.test_step({key: values[:1] for key, values in batch().items()})

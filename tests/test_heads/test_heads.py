@@ -1,4 +1,7 @@
-"""Every stock head takes a CroprViT: one training step and one prediction per folder of stock configs."""
+"""Every stock head takes a CroprViT: one training step and one prediction per folder of stock configs.
+
+With ``CROPR_TEST_REDUCER=ToMeReducer`` another reducer stands in place of the learned pruner.
+"""
 
 import importlib
 import importlib.util

@@ -7,10 +7,12 @@ import sys
 import threading
 
 import pytest
+import torch
 from filelock import FileLock
 from mmengine.config import Config
 
 from cropr_mm.analysis.methods import CHANGES, GROUPS, PRUNERS, apply_method, own_method, schedule_of
+from cropr_mm.benchmark.throughput import Timing
 from cropr_mm.cli.model import build_model
 
 from .conftest import CONFIGS, ROOT
@@ -147,14 +149,14 @@ def test_a_stepwise_config_is_changed_as_well(keep, base):
 def test_every_group_is_of_methods_that_are_there(base):
     for data in ('sample-seg', 'sample-det'):
         for method in arguments(data, '--methods', *GROUPS).methods:
-            if method != 'dense':
+            if not method.startswith('dense'):
                 change(base, data, method)
     assert 'cropr-patch' not in arguments('det').methods and 'cropr-patch' in arguments('seg').methods
 
 
 @pytest.mark.parametrize('method', ['croprr', 'cropr-', 'cropr-5', 'random-50x', 'dense-50', ''])
 def test_an_unknown_method_is_refused(method, capsys):
-    with pytest.raises(SystemExit, match='is unknown; valid are dense, the pruners cropr, random'):
+    with pytest.raises(SystemExit, match='is unknown; valid are dense, .*-blocks75, .*the pruners cropr, random'):
         arguments('seg', '--methods', method)
 
 
@@ -335,3 +337,89 @@ def test_tokens_are_counted_of_the_first_seed_or_of_all(routing, counted, tools,
 def test_without_a_finished_run_there_is_no_table(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match='no finished run'):
         run(monkeypatch, 'camvid', '--table', '--work-dir', tmp_path)
+
+
+@pytest.mark.parametrize(
+    'method, depth, grid, side',
+    [
+        ('dense-blocks50', 4, (12, 12), 96),
+        ('dense-patch150', 8, (8, 8), 96),
+        ('dense-resolution75', 8, (9, 9), 72),
+        ('dense-blocks75-resolution50', 6, (6, 6), 48),
+    ],
+)
+def test_cheaper_dense_models_are_what_they_are_named_for(method, depth, grid, side, data_folder):
+    pytest.importorskip('mmseg')
+    cfg = compare.config_of(arguments('seg'), method)
+    model = build_model(cfg)
+    model.init_weights()
+    backbone, weights = model.backbone, Config.fromfile(str(CONFIGS / 'fcn_dense-vit_sample.py'))
+    assert (backbone.depth, backbone.grid, backbone.schedule) == (depth, grid, None)
+    whole = build_model(weights)
+    whole.init_weights()
+    assert torch.equal(backbone.blocks[depth - 1].mlp.fc1.weight, whole.backbone.blocks[depth - 1].mlp.fc1.weight)
+    assert tuple(cfg.model.data_preprocessor.size) == (side, side)
+
+
+def test_smaller_images_are_tested_on_the_labels_as_they_are(data_folder):
+    pytest.importorskip('mmseg')
+    from mmengine.registry import DATASETS, init_default_scope
+
+    cfg = compare.config_of(arguments('seg'), 'dense-resolution50')
+    init_default_scope('mmseg')
+    test, train = (DATASETS.build(loader.dataset)[0] for loader in (cfg.test_dataloader, cfg.train_dataloader))
+    assert test['inputs'].shape == (3, 48, 48) and test['data_samples'].gt_sem_seg.shape == (96, 96)
+    assert test['data_samples'].ori_shape == (96, 96)
+    assert train['inputs'].shape == (3, 48, 48) and train['data_samples'].gt_sem_seg.shape == (48, 48)
+
+
+def test_smaller_images_of_detectors_are_refused():
+    with pytest.raises(ValueError, match='dense-resolution: a config of mmsegmentation is expected'):
+        compare.config_of(arguments('det'), 'dense-resolution50')
+
+
+def test_an_untrained_method_tests_the_dense_checkpoint(tools, tmp_path, monkeypatch):
+    fake, tested = subprocess.call, []
+
+    def call(command, **more):
+        if not command[1].endswith('test.py'):
+            return fake(command, **more)
+        tested.append((Config.fromfile(command[2]).model.backbone.pruning.pruner.type, command[3]))
+        log = compare.Path(command[-1]) / '1' / '1.json'
+        log.parent.mkdir()
+        log.write_text(json.dumps({'mIoU': 60.0, 'IoU.sand': 70.0}))
+        return 0
+
+    monkeypatch.setattr(subprocess, 'call', call)
+    methods = ('seg', '--methods', 'tome-50-untrained', '--seeds', 0, '--work-dir', tmp_path, '--routing', 'none')
+    run(monkeypatch, *methods)
+    assert tested == [('ToMeReducer', f'{tmp_path}/dense-0/iter.pth')]
+    assert [tool for tool, _, _ in tools] == ['train.py']  # the dense one alone
+    assert json.loads((tmp_path / 'tome-50-untrained-0' / 'result.json').read_text())['mIoU'] == 60
+
+
+def test_compare_times_what_is_finished(tmp_path, monkeypatch, capsys):
+    pytest.importorskip('mmseg')
+    for method, score in (('dense', 40.0), ('tome', 38.0)):
+        folder = tmp_path / f'{method}-0'
+        folder.mkdir()
+        result = dict(method=method, seed=0, mIoU=score, classes={}, seconds_per_iteration=1, routing=None, about={})
+        (folder / 'result.json').write_text(json.dumps(result))
+    seen = {}
+
+    def timed(configs, batch_size, rounds):
+        seen.update(configs)
+        return {name: Timing(batch_size, (0.5 if name == 'tome' else 1.0,)) for name in configs}
+
+    monkeypatch.setattr(compare, 'time_methods', timed)
+    argv = ('seg', '--methods', 'dense', 'tome', '--table', '--speed', 2, '--work-dir', tmp_path)
+    run(monkeypatch, *argv)
+    assert seen['dense'].model.backbone.get('pruning') is None
+    assert seen['tome'].model.backbone.pruning.pruner.type == 'ToMeReducer'
+    assert '| tome | 2.00× (0%) | 38.0 (38.0–38.0) |' in capsys.readouterr().out
+    content = json.loads((tmp_path / 'pareto-b2.json').read_text())
+    assert content['batch_size'] == 2 and [p['speed'] for p in content['points']] == [1.0, 2.0]
+    assert content['points'][1]['family'] == 'tome'
+    (tmp_path / 'dense-0' / 'result.json').unlink()
+    with pytest.raises(SystemExit, match='--speed: no finished run of dense'):
+        run(monkeypatch, *argv)
