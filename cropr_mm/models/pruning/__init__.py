@@ -1,5 +1,6 @@
 """Everything that decides which tokens stay. This list is the only one that a new pruner is added to."""
 
+from .algm import ALGMReducer
 from .base import BasePruner, BaseReducer, Context
 from .baselines import AttentionPruner, RandomPruner, VariancePruner
 from .cropr import CroprPruner
@@ -10,6 +11,7 @@ from .supervision import BaseAuxHead, ClsAuxHead, MultiLabelAuxHead, PatchSegAux
 from .tome import ToMeReducer
 
 __all__ = [
+    'ALGMReducer',
     'AttentionPruner',
     'BaseAuxHead',
     'BasePruner',
