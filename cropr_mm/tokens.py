@@ -315,15 +315,15 @@ class SparseFeature:
 
     def mean(self) -> Tensor:
         """Mean (B, C) over the positions that current tokens stand for; pruned ones do not count."""
-        merged = [part for part in self.removed if part.owner is not None]
+        merged = [(part.position, part.owner, part.weight) for part in self.removed if part.owner is not None]
         if not merged or self.position is None:
             return self.tokens.mean(dim=1)
         # float32: half precision counts to 2048 or 256
         size = self.tokens.new_ones(self.tokens.shape[0], self.num_positions, dtype=torch.float32)
-        for part in merged:  # the first merge first: what an owner has got goes on with it
-            own = size.gather(1, part.position)
-            own = own if part.weight is None else own.unsqueeze(-1) * part.weight.float()
-            size = size.scatter_add(1, part.owner.flatten(1), own.flatten(1))
+        for position, owner, weight in merged:  # the first merge first: what an owner has got goes on with it
+            own = size.gather(1, position)
+            own = own if weight is None else own.unsqueeze(-1) * weight.float()
+            size = size.scatter_add(1, owner.flatten(1), own.flatten(1))
         size = size.gather(1, self.position).unsqueeze(-1)
         return ((self.tokens * size).sum(dim=1) / size.sum(dim=1)).to(self.tokens.dtype)
 

@@ -5,6 +5,7 @@ from .base import BasePruner, BaseReducer, Context
 from .baselines import AttentionPruner, RandomPruner, VariancePruner
 from .cropr import CroprPruner
 from .difficulty import DifficultyPruner
+from .expedit import ExpeditReducer
 from .oracle import OraclePruner
 from .schedule import Schedule
 from .supervision import BaseAuxHead, ClsAuxHead, MultiLabelAuxHead, PatchSegAuxHead, TokenClassAuxHead
@@ -20,6 +21,7 @@ __all__ = [
     'Context',
     'CroprPruner',
     'DifficultyPruner',
+    'ExpeditReducer',
     'MultiLabelAuxHead',
     'OraclePruner',
     'PatchSegAuxHead',
