@@ -44,7 +44,7 @@ class MergingReducer(BaseReducer):
 
 grids = st.tuples(st.integers(2, 6), st.integers(2, 6))
 PLANS = [
-    dict(rate=0.1),
+    dict(rate=0.1, round_to=1),
     dict(target_ratio=0.5, round_to=1),
     dict(keep={0: 0.6, 2: 0.4}, round_to=1),
     dict(keep={1: 1.0}),
