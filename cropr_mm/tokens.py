@@ -98,19 +98,23 @@ class Removed(NamedTuple):
     """Patch tokens that left the current tokens, and how each of their positions comes back.
 
     A *pruned* token comes back with its own value ``x``; a *merged* one has none and comes back with the value that
-    the token at position ``owner`` has by then. One of the two is there.
+    the token at position ``owner`` has by then, or, with ``weight``, with the weighted mean of several such values.
+    One of ``x`` and ``owner`` is there.
 
     Attributes:
         position: (B, R) int64, of patch tokens.
         x: (B, R, D), or None.
-        owner: (B, R) int64, of patch tokens, or None. The owner may itself be pruned or merged later on.
+        owner: (B, R) int64, or (B, R, k) with ``weight``, of patch tokens, or None. Owners may themselves be pruned or
+            merged later on.
         prediction: (B, R, C), what was predicted of each token for good as it left (early exit), or None.
+        weight: (B, R, k) float32, of each owner, adding up to 1 over k, or None.
     """
 
     position: Tensor
     x: Tensor | None = None
     owner: Tensor | None = None
     prediction: Tensor | None = None
+    weight: Tensor | None = None
 
 
 def rank(scores: Tensor) -> Tensor:
@@ -170,21 +174,32 @@ def _rows_by_position(tokens: Tokens, removed: Sequence[Removed], positions: int
         position = torch.cat([position, *(where for _, where in own)], dim=1)
     rows = torch.arange(position.shape[1], device=position.device).expand_as(position)
     row = position.new_zeros(position.shape[0], positions).scatter_(1, position, rows)
-    shared = shared_positions(removed, positions)
-    return x, row if shared is None else row.gather(1, shared)
+    return follow_owners(x, row, removed)
 
 
-def shared_positions(removed: Sequence[Removed], positions: int) -> Tensor | None:
-    """(B, positions) int64: where the token that stands for each position is, there unless merged; None if none is."""
-    shared = None
-    for position, owner in reversed([(part.position, part.owner) for part in removed]):
-        if owner is None:
+def follow_owners(x: Tensor, row: Tensor, removed: Sequence[Removed]) -> tuple[Tensor, Tensor]:
+    """Give merged positions what they share.
+
+    Args:
+        x: (B, M, D), values.
+        row: (B, N) int64, the row in ``x`` of each position; those of merged positions may be anything.
+        removed: in the order in which they left.
+
+    Returns:
+        ``x``, and after it the weighted means of those that have several owners; and the row of each position.
+    """
+    for part in reversed(removed):  # the last merge first: an owner may have been merged itself later on
+        if part.owner is None:
             continue
-        if shared is None:
-            shared = torch.arange(positions, device=position.device).expand(position.shape[0], -1)
-        # The last merge first: the owner may have been merged itself later on.
-        shared = shared.scatter(1, position, shared.gather(1, owner))
-    return shared
+        rows = row.gather(1, part.owner.flatten(1))
+        if part.weight is not None:
+            shared = take_rows(x, rows).unflatten(1, part.owner.shape[1:])
+            first = shared[:, :, 0]  # equal values have exactly that value as their mean
+            mean = first + (part.weight.unsqueeze(-1) * (shared - first.unsqueeze(2))).sum(dim=2).to(x.dtype)
+            rows = torch.arange(x.shape[1], x.shape[1] + mean.shape[1], device=row.device).expand_as(part.position)
+            x = torch.cat([x, mean], dim=1)
+        row = row.scatter(1, part.position, rows)
+    return x, row
 
 
 # --- on the grid --------------------------------------------------------------------------------------------------
@@ -282,7 +297,7 @@ class SparseFeature:
         )
 
     def to_dense(self, fill: str | Tensor = 'exit') -> Tensor:
-        """Put the tokens back on the grid. Positions that were merged get the value of the token they share.
+        """Put the tokens back on the grid. Positions that were merged get what they share.
 
         Args:
             fill: what stands at pruned positions. ``'exit'``: each token's value as it was pruned; ``'zero'``; or a
@@ -300,11 +315,16 @@ class SparseFeature:
 
     def mean(self) -> Tensor:
         """Mean (B, C) over the positions that current tokens stand for; pruned ones do not count."""
-        shared = shared_positions(self.removed, self.num_positions)
-        if shared is None or self.position is None:
+        merged = [(part.position, part.owner, part.weight) for part in self.removed if part.owner is not None]
+        if not merged or self.position is None:
             return self.tokens.mean(dim=1)
-        ones = torch.ones_like(shared, dtype=torch.float32)  # half precision counts to 2048 or 256
-        size = torch.zeros_like(ones).scatter_add(1, shared, ones).gather(1, self.position).unsqueeze(-1)
+        # float32: half precision counts to 2048 or 256
+        size = self.tokens.new_ones(self.tokens.shape[0], self.num_positions, dtype=torch.float32)
+        for position, owner, weight in merged:  # the first merge first: what an owner has got goes on with it
+            own = size.gather(1, position)
+            own = own if weight is None else own.unsqueeze(-1) * weight.float()
+            size = size.scatter_add(1, owner.flatten(1), own.flatten(1))
+        size = size.gather(1, self.position).unsqueeze(-1)
         return ((self.tokens * size).sum(dim=1) / size.sum(dim=1)).to(self.tokens.dtype)
 
     def _raster(self, fill: str | Tensor) -> Tensor:
@@ -320,8 +340,10 @@ class SparseFeature:
             if x is not None:
                 dense = dense.index_copy(0, flat_rows(position, self.num_positions).flatten(), x.flatten(0, 1))
         dense = dense.view(self.tokens.shape[0], self.num_positions, -1)
-        shared = shared_positions(self.removed, self.num_positions)
-        return dense if shared is None else take_rows(dense, shared)
+        if all(part.owner is None for part in self.removed):
+            return dense
+        row = torch.arange(self.num_positions, device=dense.device).expand(dense.shape[0], -1)
+        return take_rows(*follow_owners(dense, row, self.removed))
 
     def _background(self, fill: str | Tensor) -> Tensor:
         """(B * N, C), the same value everywhere."""

@@ -11,6 +11,7 @@ from mmengine.utils import digit_version
 from torch import Tensor
 
 from cropr_mm import CroprViT, Tokens
+from cropr_mm.tokens import follow_owners
 
 PYTORCH_2_1 = digit_version(torch.__version__) < digit_version('2.2')
 shards_on_a_cpu = pytest.mark.skipif(PYTORCH_2_1, reason='FSDP of PyTorch 2.1 needs an accelerator')
@@ -43,6 +44,12 @@ def tokens_at(x: Tensor, position: Tensor) -> Tokens:
     """Tokens (B, P + M, D) whose patches are at these positions (B, M) of a grid of 12."""
     prefix = x.shape[1] - position.shape[1]
     return Tokens(x, torch.cat([torch.arange(12, 12 + prefix).expand(len(x), -1), position], dim=1), prefix)
+
+
+def shared_positions(removed: Any, positions: int) -> Tensor:
+    """(B, positions): where the token that stands for each position is, of parts that have one owner."""
+    every = torch.arange(positions).expand(len(removed[0].position), -1)
+    return follow_owners(torch.zeros(*every.shape, 1), every, removed)[1]
 
 
 class Untouched(torch.nn.Module):

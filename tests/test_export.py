@@ -9,6 +9,7 @@ from mmengine.utils import digit_version
 from torch import nn
 
 from cropr_mm import export as exporting
+from cropr_mm.benchmark.variants import REDUCERS
 from cropr_mm.export import OLDEST, Exportable, compare, export
 
 pytestmark = pytest.mark.skipif(
@@ -25,7 +26,7 @@ def build(scope, config):
 
 
 def backbone(family='vit', pruner='difficulty', plan=None, depth=5, **more):
-    reducers = {**PRUNERS, 'tome': dict(type='ToMeReducer')}
+    reducers = {**PRUNERS, **{name: dict(type=kind) for name, kind in REDUCERS.items()}}
     pruning = dict(pruner=reducers[pruner], **(plan or dict(rate=7, round_to=1)))
     arch = dict(SMALL[family], depth=depth)
     return dict(type='CroprViT', arch=arch, img_size=24, patch_size=4, pruning=pruning, **more)
@@ -91,6 +92,8 @@ def run(file, images):
         ('.onnx', dict(family='eva02', window_size=3, global_blocks=[4])),
         ('.onnx', dict(pruner='attention')),
         ('.onnx', dict(pruner='tome')),
+        ('.onnx', dict(pruner='algm', plan=dict(keep={0: 0.5, 2: 0.14}))),
+        ('.onnx', dict(pruner='expedit', plan=dict(keep={1: 0.3}))),
     ],
     ids=str,
 )

@@ -7,12 +7,12 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import PYTORCH_2_1
+from helpers import PYTORCH_2_1, shared_positions
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cropr_mm import Removed, SparseFeature, Tokens
-from cropr_mm.tokens import rank, restore, shared_positions, split, take_rows
+from cropr_mm.tokens import rank, restore, split, take_rows
 
 grids = st.tuples(st.integers(1, 7), st.integers(1, 7))
 # Few values, so that ties are the rule.
@@ -117,8 +117,65 @@ def test_positions_come_back_with_their_own_value_or_with_that_of_the_token_they
     assert torch.equal(feature.to_dense('zero')[0, :, 0].T, values[ends] * known[:, None])
     assert torch.equal(feature.to_dense(torch.ones(2))[0, :, 0].T, torch.where(known[:, None], values[ends], 1.0))
     torch.testing.assert_close(feature.mean()[0], values[ends][known].mean(0))
-    shared = shared_positions(removed, len(source))
-    assert shared is None or shared[0].tolist() == ends
+    assert not removed or shared_positions(removed, len(source))[0].tolist() == ends
+
+
+@st.composite
+def mixtures(draw):
+    """As histories, where some positions have several owners: ``owners[p]`` is the list of ``(owner, weight)``."""
+    count = draw(st.integers(2, 12))
+    current, removed, owners = list(range(count)), [], {}
+    values = torch.randn(count, 2).double()
+    for _ in range(draw(st.integers(1, 4))):
+        if len(current) < 2:
+            break
+        gone = draw(st.lists(st.sampled_from(current), min_size=1, max_size=len(current) - 1, unique=True))
+        current = [p for p in current if p not in gone]
+        each, where = draw(st.integers(0, 3)), torch.tensor([gone])
+        if each == 0:
+            removed.append(Removed(where, x=values[where]))
+            continue
+        owner = torch.tensor([[[draw(st.sampled_from(current)) for _ in range(each)] for _ in gone]])
+        weight = torch.rand(owner.shape).double().softmax(dim=-1)
+        removed.append(Removed(where, owner=owner, weight=weight) if each > 1 else Removed(where, owner=owner[..., 0]))
+        for p, o, w in zip(gone, owner[0].tolist(), weight[0].tolist()):
+            owners[p] = list(zip(o, w))
+    return Tokens(values[None, current], torch.tensor([current])), removed, owners, values
+
+
+@given(mixtures())
+def test_positions_with_several_owners_come_back_with_their_weighted_mean(history):
+    tokens, removed, owners, values = history
+    current = set(tokens.position[0].tolist())
+
+    def shares(p):
+        if p not in owners:
+            return [(p, 1.0)]
+        return [(end, w * share) for o, w in owners[p] for end, share in shares(o)]
+
+    def expected(p, fill=None):
+        return sum(w * (values[e] if fill is None or e in current else fill) for e, w in shares(p))
+
+    every = range(len(values))
+    restored = restore(tokens, removed, torch.arange(len(values))).x[0]
+    torch.testing.assert_close(restored, torch.stack([expected(p) for p in every]))
+    feature = SparseFeature(tokens.x, tokens.position, (1, len(values)), tuple(removed)).clone()
+    assert feature.complete == (not any(part.x is not None for part in removed))
+    for name, fill in [('exit', None), ('zero', torch.zeros(2).double()), (torch.ones(2).double(),) * 2]:
+        dense = feature.to_dense(name)[0, :, 0].T
+        torch.testing.assert_close(dense, torch.stack([expected(p, fill) for p in every]))
+    known = [(e, w) for p in every for e, w in shares(p) if e in current]
+    mean = sum(w * values[e] for e, w in known) / sum(w for _, w in known)
+    torch.testing.assert_close(feature.mean()[0], mean, rtol=1e-6, atol=1e-6)  # sizes are float32
+
+
+@given(st.integers(1, 5), st.floats(-1e4, 1e4, width=32))
+def test_equal_owners_come_back_exactly(each, value):
+    x = torch.full((1, 5, 2), value)
+    weight = torch.rand(1, 3, each).softmax(dim=-1)
+    part = Removed(torch.tensor([[5, 6, 7]]), owner=torch.randint(5, (1, 3, each)), weight=weight)
+    restored = restore(Tokens(x, torch.arange(5)[None]), [part], torch.arange(8)).x
+    assert torch.equal(restored, torch.full((1, 8, 2), value))
 
 
 # --- on the grid ----------------------------------------------------------------------------------------------------

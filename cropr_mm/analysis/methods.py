@@ -188,6 +188,8 @@ PRUNERS: dict[str, Callable[[Config], None]] = {
     'variance': _other('VariancePruner'),
     'attention': _other('AttentionPruner'),
     'tome': _other('ToMeReducer'),
+    'algm': _other('ALGMReducer'),
+    'expedit': _other('ExpeditReducer'),
     'oracle': _oracle,
     'nonsalient': _option(f'{PRUNING}.pruner.reverse=True'),
     'cropr-multilabel': _published('MultiLabelAuxHead'),

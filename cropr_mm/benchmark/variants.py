@@ -16,7 +16,9 @@ from ..models.cropr_vit import find_backbone
 LEARNED = 'cropr'
 """Name of the config's own learned pruner."""
 
-VARIANTS = ('dense', LEARNED, 'difficulty', 'multilabel', 'patch', 'random', 'variance', 'attention', 'tome')
+REDUCERS = dict(tome='ToMeReducer', algm='ALGMReducer', expedit='ExpeditReducer')
+
+VARIANTS = ('dense', LEARNED, 'difficulty', 'multilabel', 'patch', 'random', 'variance', 'attention', *REDUCERS)
 
 
 def pruner_of(name: str, own: Mapping[str, Any] | None, num_classes: int) -> dict[str, Any]:
@@ -34,7 +36,7 @@ def pruner_of(name: str, own: Mapping[str, Any] | None, num_classes: int) -> dic
         return dict(type='CroprPruner', aux_head=dict(type=heads[name], num_classes=num_classes))
     if name in (LEARNED, 'difficulty'):
         return dict(type='DifficultyPruner', num_classes=num_classes)
-    return dict(type='ToMeReducer' if name == 'tome' else f'{name.title()}Pruner')
+    return dict(type=REDUCERS.get(name, f'{name.title()}Pruner'))
 
 
 def _is_learned(pruner: Mapping[str, Any]) -> bool:

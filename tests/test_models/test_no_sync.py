@@ -13,6 +13,7 @@ from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from mmengine.utils import digit_version
 from torch._subclasses import FakeTensorMode
 
+from cropr_mm.benchmark.variants import REDUCERS
 from cropr_mm.models import windows
 from cropr_mm.models.pruning import RandomPruner
 from cropr_mm.models.pruning.supervision import targets
@@ -80,6 +81,12 @@ def test_nor_do_windows_without_prefix_tokens(training):
 @pytest.mark.parametrize('pruner', PRUNERS)
 def test_no_pruner_waits(pruner):
     forward(PRUNERS[pruner])
+
+
+@pytest.mark.parametrize('training', [False, True])
+@pytest.mark.parametrize('kind', REDUCERS.values())
+def test_no_reducer_waits(kind, training):
+    forward(dict(type=kind), training=training)
 
 
 @pytest.mark.parametrize('recompute', [False, True])

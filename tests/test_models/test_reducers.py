@@ -3,14 +3,14 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import Untouched, small_vit
+from helpers import Untouched, shared_positions, small_vit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmengine.registry import MODELS
 from torch import nn
 
 from cropr_mm import BasePruner, BaseReducer, Removed, SparseFeature, TokenPooling, TokenReinsertion
-from cropr_mm.tokens import rank, shared_positions
+from cropr_mm.tokens import rank
 
 # --- merging: bipartite soft matching as in ToMe (Bolya et al., arXiv 2210.09461, section 3) ------------------------
 
@@ -44,7 +44,7 @@ class MergingReducer(BaseReducer):
 
 grids = st.tuples(st.integers(2, 6), st.integers(2, 6))
 PLANS = [
-    dict(rate=0.1),
+    dict(rate=0.1, round_to=1),
     dict(target_ratio=0.5, round_to=1),
     dict(keep={0: 0.6, 2: 0.4}, round_to=1),
     dict(keep={1: 1.0}),
@@ -62,7 +62,7 @@ def test_merged_positions_share_the_mean_of_what_was_merged(grid, plan, fusion, 
     images = torch.randn(2, 3, grid[0] * 4, grid[1] * 4)
     embedded = model.embed(images)[0][:, int(class_token) :]
     for level in model.double().eval()(images.double()):
-        shared = shared_positions(level.removed, grid[0] * grid[1])
+        shared = shared_positions(level.removed, grid[0] * grid[1]) if level.removed else None
         dense = TokenReinsertion('zero')((level,))[0].flatten(2).transpose(1, 2)
         for b in range(2):
             groups = list(range(len(embedded[b]))) if shared is None else shared[b].tolist()
@@ -150,6 +150,10 @@ class BrokenReducer(BaseReducer):
             kept_all=(tokens, [part]),
             told_nothing=(kept, []),
             no_way_back=(kept, [Removed(part.position)]),
+            no_owners=(kept, [Removed(part.position, weight=torch.ones(*part.position.shape, 1))]),
+            no_weights=(kept, [Removed(part.position, owner=part.position.unsqueeze(-1))]),
+            other_weights=(kept, [Removed(part.position, owner=part.position, weight=part.position.unsqueeze(-1))]),
+            too_few=(kept, [Removed(part.position, owner=part.position[:, 1:])]),
         )
         return faults[self.fault]
 
@@ -160,6 +164,10 @@ class BrokenReducer(BaseReducer):
         ('kept_all', r'remove 5 patch tokens; it removed 0 and tells of 5'),
         ('told_nothing', r'remove 5 patch tokens; it removed 5 and tells of 0'),
         ('no_way_back', r'BrokenReducer.forward: Removed has neither x nor owner'),
+        ('no_owners', r'BrokenReducer.forward: Removed has neither x nor owner'),
+        ('no_weights', r'owner \(1, 5, 1\) and weight None for position \(1, 5\); owner \(B, R\) alone, or both'),
+        ('other_weights', r'owner \(1, 5\) and weight \(1, 5, 1\) for position \(1, 5\)'),
+        ('too_few', r'owner \(1, 4\) and weight None for position \(1, 5\)'),
     ],
 )
 def test_a_reduction_that_loses_positions_is_refused(monkeypatch, fault, words):

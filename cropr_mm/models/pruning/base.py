@@ -180,3 +180,11 @@ def check_reduction(name: str, before: Tokens, count: int, after: Tokens, remove
         )
     if any(part.x is None and part.owner is None for part in removed):
         raise ValueError(f'{name}.forward: Removed has neither x nor owner, so nothing could come back; set one')
+    for part in removed:
+        shape = tuple(part.position.shape)
+        owner, weight = (None if t is None else tuple(t.shape) for t in (part.owner, part.weight))
+        if owner != (weight or (owner and shape)) or (weight and weight[:2] != shape):
+            raise ValueError(
+                f'{name}.forward: Removed has owner {owner} and weight {weight} for position {shape}; owner (B, R) '
+                'alone, or both (B, R, k), are expected'
+            )

@@ -34,15 +34,31 @@ class ToMeReducer(BaseReducer):
             return k[:, num_prefix:].float().mean(dim=2)
 
     def forward(self, tokens: Tokens, count: int, context: Context) -> tuple[Tokens, list[Removed]]:
-        metric, removed = context.observed, []
-        while count:
-            pairs = min(count, tokens.position.shape[1] // 2)
-            padding = None if context.padding is None else context.padding.gather(1, tokens.position)
-            rows = matching(metric, pairs, padding)
-            tokens, part = merge(tokens, *rows)
-            metric, count = take_rows(metric, rows[2]), count - pairs
-            removed.append(part)
-        return tokens, removed
+        return match_and_merge(tokens, context.observed, count, context.padding)
+
+
+def match_and_merge(
+    tokens: Tokens, metric: Tensor, count: int, padding: Tensor | None = None
+) -> tuple[Tokens, list[Removed]]:
+    """Merge ``count`` < M patch tokens, up to half of the tokens at a time.
+
+    Args:
+        tokens: the current tokens.
+        metric: (B, M, C), what tokens are alike by; a merged token keeps that of the one it merged into.
+        count: 0 ≤ count < M.
+        padding: (B, N) bool by position, or None.
+
+    Returns:
+        The tokens that are left, the prefix first, and those that merged.
+    """
+    removed = []
+    while count:
+        pairs = min(count, tokens.position.shape[1] // 2)
+        rows = matching(metric, pairs, None if padding is None else padding.gather(1, tokens.position))
+        tokens, part = merge(tokens, *rows)
+        metric, count = take_rows(metric, rows[2]), count - pairs
+        removed.append(part)
+    return tokens, removed
 
 
 def matching(metric: Tensor, pairs: int, padding: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers import SMALL, small_vit
+from helpers import SMALL, shared_positions, small_vit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,7 +12,7 @@ from cropr_mm import RandomPruner, ToMeReducer
 from cropr_mm.models.layers import Block
 from cropr_mm.models.pruning import Context
 from cropr_mm.models.pruning.tome import matching, merge
-from cropr_mm.tokens import Removed, Tokens, restore, shared_positions
+from cropr_mm.tokens import Removed, Tokens, restore
 
 TOME = dict(pruner=dict(type='ToMeReducer'), round_to=1)
 
