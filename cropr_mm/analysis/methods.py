@@ -132,11 +132,14 @@ def _exit(fill: str = 'exit') -> Callable[[Config], None]:
     return put
 
 
-def _one_shot(cfg: Config) -> None:
-    """One pruner, after a quarter of the blocks; as many tokens are kept in the end."""
-    block = max(0, _arch(cfg).depth // 4 - 1)
-    plan = {str(block): 1 - _pruned_share(cfg)}
-    cfg.merge_from_dict({PRUNING: dict(target_ratio=None, rate=None, blocks=None, keep=plan)})
+def _one_shot(part: int) -> Callable[[Config], None]:
+    """One pruner, after the first of so many parts of the blocks; as many tokens are kept in the end."""
+
+    def put(cfg: Config) -> None:
+        plan = {str(max(0, _arch(cfg).depth // part - 1)): 1 - _pruned_share(cfg)}
+        cfg.merge_from_dict({PRUNING: dict(target_ratio=None, rate=None, blocks=None, keep=plan)})
+
+    return put
 
 
 def _late(cfg: Config) -> None:
@@ -201,7 +204,8 @@ CHANGES: dict[str, Callable[[Config], None]] = {
     '50': _ratio(50),
     '75': _ratio(75),
     'stages3': _stages(3),
-    'one-shot': _one_shot,
+    'midway': _one_shot(2),
+    'one-shot': _one_shot(4),
     'nearest': _option(f'{PRUNING}.absorb=nearest'),
     'fused-token': _option(f'{PRUNING}.absorb=fused_token'),
     'exit': _exit(),
@@ -222,7 +226,7 @@ CHANGES: dict[str, Callable[[Config], None]] = {
 FROM_DENSE = frozenset(['retrofit', 'finetune', 'untrained'])
 """Changes that start from the checkpoint of a finished dense model (``load_from``); the last one ends with it, too."""
 
-_RATES = ('-50', '-75', '', '-one-shot')
+_RATES = ('-50', '-75', '', '-midway', '-one-shot')
 _SCALE = ('dense', 'oracle')  # what the others are measured against, with random
 GROUPS = {
     'pruners': (*_SCALE, *(name for name in PRUNERS if name != 'oracle')),
@@ -238,7 +242,7 @@ GROUPS = {
         'dense',
         *(f'dense-{change}' for change in DENSE_CHANGES),
         *(f'{pruner}{rate}' for pruner in ('cropr', 'random', 'tome') for rate in _RATES),
-        *(f'tome{rate}-untrained' for rate in _RATES),
+        *(f'{pruner}{rate}-untrained' for pruner in ('tome', 'algm', 'expedit') for rate in _RATES),
     ),
 }
 """Names for several methods at once."""
