@@ -342,3 +342,19 @@ def test_a_final_norm_that_the_model_has_not_is_left_out_and_said_so(weights, tm
     assert 'final norm left out, as final_norm=False' in log()
     load_vit_weights(small_vit(), save(weights, tmp_path / 'w.pth'))
     assert log().count('final norm') == 1
+
+
+def test_the_first_blocks_of_a_deeper_model(weights, tmp_path, log):
+    path = save(weights, tmp_path / 'a.pth')
+    size = dict(img_size=24, patch_size=4)
+    model = PlainViT(dict(SMALL['vit'], depth=2), **size)
+    before = weights_of(model)
+    with pytest.raises(ValueError, match=r'left over: blocks\.2\.'):
+        load_vit_weights(model, path)
+    assert_same(model, before)
+    load_vit_weights(model, path, first_blocks=True)
+    assert 'the first 2 blocks alone' in log()
+    assert_same(model, {name: value for name, value in weights.items() if name in before})
+    with pytest.raises(ValueError, match=r"init_cfg\.first_blocks='yes'; True or False"):
+        settings = dict(type='Pretrained', checkpoint=path, first_blocks='yes')
+        PlainViT(dict(SMALL['vit'], depth=2), init_cfg=settings, **size).init_weights()
