@@ -142,6 +142,12 @@ def _one_shot(part: int) -> Callable[[Config], None]:
     return put
 
 
+def _two_blocks(cfg: Config) -> None:
+    """Half of the tokens after the first block, the rest half-way, as ALGM has it; as many are kept in the end."""
+    plan = {'0': 0.5, str(_arch(cfg).depth // 2 - 1): 1 - _pruned_share(cfg)}
+    cfg.merge_from_dict({PRUNING: dict(target_ratio=None, rate=None, blocks=None, keep=plan)})
+
+
 def _late(cfg: Config) -> None:
     """The same pruners, and tokens return after the last block, by a learned cross-attention."""
     _exit()(cfg)
@@ -206,6 +212,7 @@ CHANGES: dict[str, Callable[[Config], None]] = {
     'stages3': _stages(3),
     'midway': _one_shot(2),
     'one-shot': _one_shot(4),
+    'two-blocks': _two_blocks,
     'nearest': _option(f'{PRUNING}.absorb=nearest'),
     'fused-token': _option(f'{PRUNING}.absorb=fused_token'),
     'exit': _exit(),
@@ -226,7 +233,7 @@ CHANGES: dict[str, Callable[[Config], None]] = {
 FROM_DENSE = frozenset(['retrofit', 'finetune', 'untrained'])
 """Changes that start from the checkpoint of a finished dense model (``load_from``); the last one ends with it, too."""
 
-_RATES = ('-50', '-75', '', '-midway', '-one-shot')
+_RATES = ('-50', '-75', '', '-midway', '-one-shot', '-two-blocks')
 _SCALE = ('dense', 'oracle')  # what the others are measured against, with random
 GROUPS = {
     'pruners': (*_SCALE, *(name for name in PRUNERS if name != 'oracle')),

@@ -19,7 +19,7 @@ from ..benchmark.throughput import Timing, compare_throughput
 from ..cli.model import build_model
 from ..models.cropr_vit import fold_scorers
 
-RATES = ('50', '75', 'stages3', 'midway', 'one-shot')
+RATES = ('50', '75', 'stages3', 'midway', 'one-shot', 'two-blocks')
 """Changes of a method that leave it the same method, faster or slower."""
 
 

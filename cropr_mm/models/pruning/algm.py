@@ -21,10 +21,10 @@ class ALGMReducer(BaseReducer):
     :class:`ToMeReducer` does, by the cosine similarity of the tokens themselves. What cells cannot give, three tokens
     each, is matched, too. Means are weighted by how many positions each token stands for.
 
-    ALGM was published with two reducers, after the first block and half-way (``keep={0: 0.5, 5: 0.3}``); here they
-    stand where the schedule has them. Two things differ: the schedule says how many tokens merge, where ALGM merges all
-    above a threshold of similarity, as counts must not depend on the image; and blocks attend to a token as often as
-    it has positions (ToMe's proportional attention), which the published code leaves out.
+    ALGM was published with two, in the first block and half-way (``keep={0: 0.5, 5: 0.3}``), between attention and MLP;
+    here they stand after the blocks of the schedule. Two more things differ: the schedule says how many tokens merge,
+    where ALGM merges all above a threshold of similarity, as counts must not depend on the image; and blocks attend to
+    a token as often as it has positions (ToMe's proportional attention), which the published code does not do.
 
     All positions come back with the value of the token that they share. Padding merges first, with padding alone.
     Not in models with windows.

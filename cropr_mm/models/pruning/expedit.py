@@ -24,12 +24,13 @@ class ExpeditReducer(BaseReducer):
     positions come back as the mean of their nearest centres, weighted by the softmax of the similarity that they had
     when they left (token reconstruction layer).
 
-    Similar is what has a small squared distance after normalising each token to length 1, in place of tokens as they
-    are: ``temperature`` then fits any model. A token may belong to any centre, where Expedit looks at those around it.
+    Three things differ from the paper. Similar is what has a small squared distance after each token is normalised to
+    length 1, so that one ``temperature`` fits all models. A token may belong to any centre, where Expedit looks at
+    those around it. And the positions at which centres stand come back with the centre alone.
 
     Meant for one block half-way, ``keep={5: 0.3}``. Attention does not weigh centres by size, as published. Padding is
     clustered apart, in as few centres as there can be. It works on any finished dense model, and trains as the model
-    does. Not in models with windows.
+    does; gradients pass through the means and not through similarities. Not in models with windows.
 
     Args:
         neighbors: k, centres that a position comes back from.

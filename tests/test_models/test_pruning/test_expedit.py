@@ -165,6 +165,12 @@ def test_padding_has_one_centre_of_its_own():
     torch.testing.assert_close(other.x[0, own], left.x[0, own])
 
 
+def test_the_only_centre_left_takes_padding_too():
+    padding = (torch.arange(36) % 6 >= 3)[None]
+    region, seed = divide(torch.arange(36)[None], 1, (6, 6), padding)
+    assert (region == 0).all() and seed.shape == (1, 1)
+
+
 PLANS = [dict(target_ratio=0.5), dict(keep={0: 0.5, 2: 0.14}), dict(keep={1: 0.1}), dict(rate=1)]
 
 
