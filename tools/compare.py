@@ -7,17 +7,10 @@
     python tools/compare.py camvid --methods pareto --routing none --speed 1 4    # accuracy against measured speed
 
 A method changes the data's config with a DifficultyPruner in one way, the same for all data: a pruner (dense, random,
-<<<<<<< HEAD
-variance, attention, oracle, cropr, nonsalient, cropr-multilabel, cropr-patch) and changes of it (-50 and -75 prune so
-many percent, -stages3, -exit, -untrained, …), a cheaper dense model (dense-blocks75, dense-patch150, …), or a group:
-pruners, rates, returning, cheaper, retrofit, pareto. Each run has a folder with
-its config. Runs that are complete are not repeated, so an interrupted comparison resumes where it stopped.
-=======
 variance, attention, tome, algm, expedit, oracle, cropr, nonsalient, cropr-multilabel, cropr-patch) and changes of it
-(-50 and -75 prune so many percent, -stages3, -exit, …), or a group: pruners, rates, returning, cheaper, retrofit. Each
-run has a folder with its config. Runs that are complete are not repeated, so an interrupted comparison resumes where
-it stopped.
->>>>>>> reducers
+(-50 and -75 prune so many percent, -stages3, -exit, -untrained, …), a cheaper dense model (dense-blocks75,
+dense-patch150, …), or a group: pruners, rates, returning, cheaper, retrofit, pareto. Each run has a folder with its
+config. Runs that are complete are not repeated, so an interrupted comparison resumes where it stopped.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ class Point(NamedTuple):
     accuracy: tuple[float, ...]
 
     @property
-    def median(self) -> float:
+    def middle(self) -> float:
         return statistics.median(self.accuracy)
 
 
@@ -60,11 +60,11 @@ def accuracy_at(members: Sequence[Point], speed: float) -> float | None:
         members: by speed.
         speed: how many times as fast as the dense model.
     """
-    best = [point.median for point in members if point.speed >= speed]
+    best = [point.middle for point in members if point.speed >= speed]
     for left, right in zip(members, members[1:]):
         if left.speed < speed < right.speed:
             share = (speed - left.speed) / (right.speed - left.speed)
-            best.append(left.median + share * (right.median - left.median))
+            best.append(left.middle + share * (right.middle - left.middle))
     return max(best) if best else None
 
 
@@ -101,7 +101,7 @@ def table(points: Sequence[Point], speeds: Iterable[float] = (1.5, 2.0)) -> str:
     for point in sorted(points, key=lambda point: (family_of(point.method), point.speed)):
         low, high = min(point.accuracy), max(point.accuracy)
         lines.append(
-            f'{point.method} | {point.speed:.2f}× ({point.spread:.0%}) | {point.median:.1f} ({low:.1f}–{high:.1f})'
+            f'{point.method} | {point.speed:.2f}× ({point.spread:.0%}) | {point.middle:.1f} ({low:.1f}–{high:.1f})'
         )
     speeds = list(speeds)
     at = [
@@ -124,10 +124,10 @@ def draw(points: Sequence[Point], path: str | Path, title: str, metric: str) -> 
         dense = name.startswith('dense')
         axis.errorbar(
             [point.speed for point in members],
-            [point.median for point in members],
+            [point.middle for point in members],
             yerr=[
-                [point.median - min(point.accuracy) for point in members],
-                [max(point.accuracy) - point.median for point in members],
+                [point.middle - min(point.accuracy) for point in members],
+                [max(point.accuracy) - point.middle for point in members],
             ],
             label=name.replace('dense-', 'dense, '),
             color=f'C{i % 10}',
