@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 from mmengine.config import Config
@@ -33,7 +33,7 @@ class Point(NamedTuple):
 
     @property
     def middle(self) -> float:
-        return statistics.median(self.accuracy)
+        return median(self.accuracy)
 
 
 def family_of(method: str) -> str:
@@ -82,7 +82,7 @@ def time_methods(
     calls: dict[str, Callable[[], Any]] = {}
     for name, cfg in configs.items():
         init_default_scope(cfg.get('default_scope', 'mmengine'))
-        model = build_model(cfg)
+        model: Any = build_model(cfg)
         fold_scorers(model)
         sample = DATASETS.build(cfg.test_dataloader.dataset)[0]
         data = model.data_preprocessor(pseudo_collate([sample] * batch_size), False)

@@ -156,7 +156,7 @@ def test_every_group_is_of_methods_that_are_there(base):
 
 @pytest.mark.parametrize('method', ['croprr', 'cropr-', 'cropr-5', 'random-50x', 'dense-50', ''])
 def test_an_unknown_method_is_refused(method, capsys):
-    with pytest.raises(SystemExit, match='is unknown; valid are dense, .*-blocks75, .*the pruners cropr, random'):
+    with pytest.raises(SystemExit, match=r'is unknown; valid are dense, .*-blocks75, .*the pruners cropr, random'):
         arguments('seg', '--methods', method)
 
 

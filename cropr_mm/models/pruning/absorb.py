@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Callable, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from ...tokens import Removed, Tokens, rank, take_rows
 from .base import Context
 from .tome import merge
 
-Absorb = Callable[[Tokens, Tensor, Tensor, int, Context], 'tuple[Tokens, Removed]']
+Absorb = Callable[[Tokens, Tensor, Tensor, int, Context], Tuple[Tokens, Removed]]
 
 
 def into_nearest(
