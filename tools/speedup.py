@@ -45,7 +45,7 @@ from cropr_mm.checkpoint import load_every_parameter, load_strictly, read_checkp
 from cropr_mm.cli.arguments import add_run_arguments, plain_errors
 from cropr_mm.cli.config import load_config
 from cropr_mm.cli.distillation import distil, with_pruning
-from cropr_mm.cli.evaluation import check_one_process, evaluate, test_on_few, timed_images, validate_as_test
+from cropr_mm.cli.evaluation import check_one_process, evaluate, timed_images, use_few_images, validate_as_test
 from cropr_mm.cli.inputs import check_data
 from cropr_mm.cli.run import build_runner
 from cropr_mm.models.cropr_vit import find_backbone
@@ -53,6 +53,8 @@ from cropr_mm.utils.checks import check_integer, check_number, is_type
 from cropr_mm.utils.io import write_json
 
 DENSE = 'dense'
+NOISE = 0.1
+"""Spread of a timing above which a difference between two speeds may be none."""
 HEAD = (
     f'{"reducer, after":28} {"rate":>5} {"pruned":>7} {"images/s":>9} {"speed":>7} {"spread":>7} {"metric":>9} '
     f'{"lost":>7}'
@@ -95,6 +97,9 @@ def parse_args() -> argparse.Namespace:
         metavar='SHARE',
         help='at each of these rates let the dense model teach what loses least there',
     )
+    parser.add_argument(
+        '--distil-reducers', nargs='+', default=[], metavar='NAME', help='each of these is taught instead'
+    )
     parser.add_argument('--distil-iters', type=int, default=400, metavar='N', help='training steps (default: 400)')
     add_run_arguments(parser)
     return parser.parse_args()
@@ -110,6 +115,10 @@ def check_args(args: argparse.Namespace) -> None:
     for option in ('rates', 'distil'):
         for rate in getattr(args, option):
             check_number(f'--{option}', rate, above=0, below=1)
+    known = [*choose_reducers(args.reducers), *(['retrofitted'] if args.retrofitted else [])]
+    unknown = [name for name in args.distil_reducers if name not in known]
+    if unknown:
+        raise ValueError(f'--distil-reducers {" ".join(unknown)}: of {", ".join(known)} is expected')
     args.rates = sorted({*args.rates, *args.distil})
 
 
@@ -139,14 +148,12 @@ def candidates_for(cfg: Config, model: nn.Module, args: argparse.Namespace) -> l
     backbone = find_backbone(model)
     own = cfg.model.backbone.get('pruning') or {}
     settings = {key: own[key] for key in ('round_to', 'fusion') if own.get(key, 'cross_attention') != 'cross_attention'}
-    shared: tuple[Any, ...] = (args.rates, args.stages)
-    found, skipped = list_candidates(backbone, choose_reducers(args.reducers), *shared, settings, args.checkpoint)
+    plans = args.rates, args.stages
+    found, skipped = list_candidates(backbone, choose_reducers(args.reducers), *plans, settings, args.checkpoint)
     if args.retrofitted:
         retrofitted = Retrofitted(*read_checkpoint(args.retrofitted), model, args.retrofitted)
-        more, reasons = list_candidates(
-            backbone, {'retrofitted': retrofitted.pruner}, *shared, retrofitted.settings, args.retrofitted,
-            retrofitted.load,
-        )  # fmt: skip
+        own, pruner = retrofitted.settings, {'retrofitted': retrofitted.pruner}
+        more, reasons = list_candidates(backbone, pruner, *plans, own, args.retrofitted, retrofitted.load)
         found, skipped = found + more, {**skipped, **reasons}
     for series, reason in skipped.items():
         print(f'{series}: left out ({reason})', file=sys.stderr)
@@ -193,11 +200,10 @@ class Report:
         draw_tradeoff(points, [self.metric], self.out / 'speedup.png', self.title)
         rows = [self._row(*row) for row in self.done]
         best = {f'{budget:g}': self._row(*found) for budget in BUDGETS for found in [self.best(budget)] if found}
-        report = dict(**self.about, metric=self.metric, **self.machine(), measured=rows, best_within=best)
+        report = dict(
+            **self.about, metric=self.metric, **describe_machine(get_device()), measured=rows, best_within=best
+        )
         write_json(self.out / 'speedup.json', report)
-
-    def machine(self) -> dict[str, Any]:
-        return describe_machine(get_device())
 
     def _row(self, candidate: Candidate, point: RatePoint) -> dict[str, Any]:
         return dict(
@@ -270,15 +276,18 @@ def _written(value: Any) -> str:
     return repr(value)
 
 
-def teach(cfg: Config, runner: Runner, report: Report, iters: int, rate: float) -> None:
-    """Let the dense model teach the candidate that loses least at a rate, and measure the student."""
-    same = [(candidate, point) for candidate, point in report.done if candidate.rate == rate]
-    if not same:
-        print(f'{rate:g}: no candidate has this rate, so none is taught', file=sys.stderr)
-        return
-    candidate, point = min(same, key=lambda row: report.lost(row[1]))
+def chosen_for_teaching(report: Report, rate: float, reducers: list[str]) -> list[tuple[Candidate, RatePoint]]:
+    """What loses least at a rate: of all, or of each of these reducers."""
+    same = [row for row in report.done if row[0].rate == rate]
+    groups = [[row for row in same if row[0].series.startswith(f'{name}, ')] for name in reducers] or [same]
+    return [min(group, key=lambda row: report.lost(row[1])) for group in groups if group]
+
+
+def teach(cfg: Config, runner: Runner, report: Report, iters: int, candidate: Candidate, point: RatePoint) -> None:
+    """Let the dense model teach a candidate, and measure the student."""
     assert candidate.pruning is not None
-    file = report.out / f'distilled-{rate:g}.pth'
+    rate, reducer = candidate.rate, candidate.series.partition(', ')[0]
+    file = report.out / f'distilled-{reducer}-{rate:g}.pth'
     print(f'\n{candidate.series} at {rate:g} learns from the dense model in {iters} steps: {file}', flush=True)
     distil(cfg, candidate.pruning, candidate.checkpoint, iters, file)
     weights, _ = read_checkpoint(str(file))
@@ -302,12 +311,18 @@ def main() -> None:
         runner = prepare(cfg, args)
         model = runner.model
         candidates = candidates_for(cfg, model, args)
-        images = test_on_few(runner, args.images)
+        images = use_few_images(runner, args.images)
         batch_size = args.batch_size or runner.test_loop.dataloader.batch_size or 1
         batch = timed_images(runner, model, batch_size)
         print(f'timing {len(candidates)} ways in turn, {args.rounds} rounds, batch {batch_size} …', flush=True)
         reductions = {i: candidate.reduction for i, candidate in enumerate(candidates)}
         timed = time_reductions(model, reductions, batch, batch_size, args.rounds)
+    spread = max(timing.spread for timing, _ in timed.values())
+    if spread > NOISE:
+        print(
+            f'speeds vary by up to {spread:.0%} from round to round: the machine is busy, or more --rounds are needed',
+            file=sys.stderr,
+        )
     report = Report(args, Path(cfg.work_dir), images, batch_size)
     print(f'evaluating on {images} images …\n\n{HEAD}', flush=True)
     for i, candidate in enumerate(candidates):
@@ -315,8 +330,9 @@ def main() -> None:
         point = RatePoint(candidate.rate, timing.images_per_second, timing.spread, pruned, series=candidate.series)
         measure(runner, candidate, report, point)
     for rate in args.distil:
-        with plain_errors():
-            teach(cfg, runner, report, args.distil_iters, rate)
+        for row in chosen_for_teaching(report, rate, args.distil_reducers):
+            with plain_errors():
+                teach(cfg, runner, report, args.distil_iters, *row)
     print_best(report, bool(cfg.model.backbone.get('pruning')))
     print('\n' + '\n'.join(str(report.out / f'speedup.{kind}') for kind in ('json', 'csv', 'png')))
 

@@ -193,12 +193,18 @@ def draw_tradeoff(points: Sequence[RatePoint], metrics: Sequence[str], path: str
     size = (7.2, 4.8) if several else (5.2, 3.9)
     figure = Figure(figsize=(size[0] * len(metrics), size[1]), dpi=120, facecolor='white', layout='constrained')
     axes = figure.subplots(1, len(metrics), squeeze=False)[0]
+    styles = _styles(series) if several else {one: dict(color='tab:blue', marker='o') for one in series}
     for axis, name in zip(axes, metrics):
         first = points[0]
         _draw_point(axis, first, name, color='black', marker='s', zorder=3)
-        for i, one in enumerate(series or ['']):
-            own = [points[0], *(point for point in points[1:] if point.series == one)]
-            _draw_series(axis, own, name, f'C{i // 2}' if several else 'tab:blue', 'o^'[i % 2] if several else 'o', one)
+        for one in series:
+            own = [first, *(point for point in points[1:] if point.series == one)]
+            if not several:  # of several, rates are in the order given; one may mix tokens and shares
+                own.sort(key=lambda point: point.images_per_second)
+            x, y = zip(*((point.images_per_second, point.metrics[name]) for point in own))
+            axis.plot(x, y, color=styles[one]['color'], alpha=0.35, lw=1.5)
+            for i, point in enumerate(point for point in own if point is not first):
+                _draw_point(axis, point, name, label='_' if i else one or '_', **styles[one])
         if several:
             axis.axhline(first.metrics[name], color='black', alpha=0.3, lw=1, linestyle=':')
             axis.legend(fontsize=8)
@@ -220,12 +226,14 @@ def draw_tradeoff(points: Sequence[RatePoint], metrics: Sequence[str], path: str
     return save_figure(figure, path, title)
 
 
-def _draw_series(axis: Any, points: Sequence[RatePoint], name: str, color: str, marker: str, label: str) -> None:
-    """The line through the points of a series, which begins at the first, and its other points."""
-    order = sorted(points, key=lambda point: point.images_per_second)
-    axis.plot([p.images_per_second for p in order], [p.metrics[name] for p in order], color=color, alpha=0.35, lw=1.5)
-    for i, point in enumerate(points[1:]):
-        _draw_point(axis, point, name, color=color, marker=marker, label='_' if i else label or '_')
+def _styles(series: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """A colour for what stands before the comma in the name of a series, a marker for what follows."""
+    colors, markers = (list(dict.fromkeys(one.partition(', ')[i] for one in series)) for i in (0, 2))
+    return {
+        one: dict(color=f'C{colors.index(head) % 10}', marker='o^Dvp*h'[markers.index(rest) % 7])
+        for one in series
+        for head, _, rest in [one.partition(', ')]
+    }
 
 
 def _draw_point(axis: Any, point: RatePoint, name: str, **style: Any) -> None:

@@ -51,9 +51,10 @@ def _training(student: Config, checkpoint: str, iters: int, out: Path) -> Config
     for key in ('runner_type', 'strategy', 'auto_scale_lr', 'model_wrapper_cfg'):
         cfg.pop(key, None)
     for kind in ('val', 'test'):
-        cfg.update({f'{kind}_{part}': None for part in ('cfg', 'dataloader', 'evaluator')})
+        for part in ('cfg', 'dataloader', 'evaluator'):
+            cfg[f'{kind}_{part}'] = None
     warmup = max(iters // 20, 1)
-    cfg.update(
+    settings = dict(
         model=ConfigDict(type='Distilled', student=model, checkpoint=checkpoint),
         train_cfg=dict(type='IterBasedTrainLoop', max_iters=iters),
         optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=LEARNING_RATE, weight_decay=0.0)),
@@ -77,4 +78,6 @@ def _training(student: Config, checkpoint: str, iters: int, out: Path) -> Config
         work_dir=str(out.with_suffix('')),
         experiment_name=out.with_suffix('').name,
     )
+    for key, value in settings.items():  # Config.update would merge
+        cfg[key] = value
     return cfg

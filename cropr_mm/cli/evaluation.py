@@ -9,7 +9,6 @@ from typing import Any, SupportsFloat
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.runner import Runner
-from torch import nn
 from torch.utils.data import Subset
 
 
@@ -24,7 +23,7 @@ def evaluate(runner: Runner) -> dict[str, float]:
     return {name: float(value) for name, value in runner.test().items() if isinstance(value, SupportsFloat)}
 
 
-def timed_images(runner: Runner, model: nn.Module, count: int) -> dict[str, Any]:
+def timed_images(runner: Runner, model: Any, count: int) -> dict[str, Any]:
     """One image of the test set several times, after the data preprocessor: ``inputs`` and ``data_samples``.
 
     Images of a data set may differ in size, and how many tokens leave does not depend on what is in them.
@@ -53,10 +52,11 @@ class Images(Subset):
 
     @property
     def metainfo(self) -> dict[str, Any]:
-        return self.dataset.metainfo
+        dataset: Any = self.dataset
+        return dataset.metainfo
 
 
-def test_on_few(runner: Runner, count: int) -> int:
+def use_few_images(runner: Runner, count: int) -> int:
     """Let the runner test on at most ``count`` images, spread evenly over its test set; returns how many there are.
 
     COCO's metrics count the objects of those images alone.
