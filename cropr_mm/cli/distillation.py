@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from logging import Logger
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,19 @@ def distil(cfg: Config, pruning: dict[str, Any], checkpoint: str, iters: int, ou
     student = with_pruning(cfg, pruning)
     training = _training(student, checkpoint, iters, out)
     runner = build_runner(training)
+    _set_level(runner.logger, 'INFO')  # from here on: what a runner logs as it is built is long
     runner.train()
-    runner.logger.setLevel('WARNING')  # of whatever the process logs from here on
+    _set_level(runner.logger, 'WARNING')  # evaluators use the last logger of the process
     meta = dict(
         dataset_meta=runner.train_dataloader.dataset.metainfo, cfg=student.pretty_text, iter=runner.iter, distilled=True
     )
     return save_weights(out, runner.model.student.state_dict(), meta)
+
+
+def _set_level(logger: Logger, level: str) -> None:
+    logger.setLevel(level)
+    for handler in logger.handlers:
+        handler.setLevel(level)
 
 
 def _training(student: Config, checkpoint: str, iters: int, out: Path) -> Config:
@@ -72,7 +80,7 @@ def _training(student: Config, checkpoint: str, iters: int, out: Path) -> Config
         ),
         custom_hooks=None,
         log_processor=dict(by_epoch=False),
-        log_level='INFO',
+        log_level='WARNING',
         load_from=None,
         resume=False,
         work_dir=str(out.with_suffix('')),

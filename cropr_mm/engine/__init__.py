@@ -1,4 +1,4 @@
-"""What hooks into mmengine's training: losses, curriculum, retrofit, optimizer groups, FSDP."""
+"""What hooks into mmengine's training: losses, curriculum, retrofit, distillation, optimizer groups, FSDP."""
 
 from .bfloat16 import let_mmcv_take_bfloat16
 from .cropr_hook import CroprHook

@@ -9,11 +9,12 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
+from parity import import_mmpretrain
 
 from cropr_mm.cli.evaluation import spread, use_few_images, validate_as_test
 from cropr_mm.cli.model import build_model
 
-from .conftest import CONFIGS
+from .conftest import CONFIGS, ROOT
 from .test_rates_and_deploy import QUICK, save_checkpoint, test_metrics
 
 CONFIG = CONFIGS / 'fcn_dense-vit_sample.py'
@@ -154,3 +155,36 @@ def test_the_validation_set_comes_first():
     assert cfg.test_dataloader == dict(a=2)
     with pytest.raises(ValueError, match='neither val_dataloader'):
         validate_as_test(Config(dict(a=1)))
+
+
+# --- the other libraries --------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_detectors(run_tool, data_folder):
+    pytest.importorskip('mmdet')
+    config = CONFIGS / 'mask-rcnn_dense-vit_sample.py'
+    file = save_checkpoint(data_folder / 'det.pth', config)
+    run_tool('speedup', config, file, '--reducers', 'tome', '--rates', 0.5, '--stages', '--images', 2, '--distil', 0.5,
+             '--distil-iters', 1, *OPTIONS, 'train_dataloader.batch_size=1')  # fmt: skip
+    report = json.loads((data_folder / 'work' / 'speedup.json').read_text())
+    assert report['metric'] == 'coco/bbox_mAP' and len(report['measured']) == 3
+    trained = torch.load(report['measured'][2]['checkpoint'])['state_dict']
+    dense = torch.load(file)['state_dict']
+    changed = {name for name, value in dense.items() if not torch.equal(value, trained[name])}
+    assert changed and all(name.startswith(('backbone.', 'neck.')) for name in changed)  # what makes the maps
+
+
+@pytest.mark.slow
+def test_classifiers(run_tool, tmp_path, monkeypatch):
+    import_mmpretrain()
+    monkeypatch.chdir(tmp_path)
+    config = ROOT / 'configs' / 'sample_cls' / 'linear_cropr-vit_crops.py'
+    content = torch.load(save_checkpoint(tmp_path / 'pruned.pth', config))
+    content['state_dict'] = {k: v for k, v in content['state_dict'].items() if 'pruners' not in k}
+    torch.save(content, tmp_path / 'dense.pth')
+    few = [f'{key}_dataloader.dataset.count=6' for key in ('train', 'val', 'test')]
+    run_tool('speedup', config, 'dense.pth', '--reducers', 'tome', '--rates', 0.5, '--stages', '--images', 4,
+             '--distil', 0.5, '--distil-iters', 1, *OPTIONS, *few)  # fmt: skip
+    report = json.loads((tmp_path / 'work' / 'speedup.json').read_text())
+    assert report['metric'] == 'accuracy/top1' and report['images'] == 4 and len(report['measured']) == 3
