@@ -61,13 +61,14 @@ def _training(student: Config, checkpoint: str, iters: int, out: Path) -> Config
     for kind in ('val', 'test'):
         for part in ('cfg', 'dataloader', 'evaluator'):
             cfg[f'{kind}_{part}'] = None
-    warmup = max(iters // 20, 1)
+    warmup = iters // 20
+    rise = [dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=warmup)] if warmup else []
     settings = dict(
         model=ConfigDict(type='Distilled', student=model, checkpoint=checkpoint),
         train_cfg=dict(type='IterBasedTrainLoop', max_iters=iters),
         optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=LEARNING_RATE, weight_decay=0.0)),
         param_scheduler=[
-            dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=warmup),
+            *rise,
             dict(type='CosineAnnealingLR', by_epoch=False, begin=warmup, end=iters),
         ],
         default_hooks=dict(
@@ -76,7 +77,6 @@ def _training(student: Config, checkpoint: str, iters: int, out: Path) -> Config
             param_scheduler=dict(type='ParamSchedulerHook'),
             sampler_seed=dict(type='DistSamplerSeedHook'),
             checkpoint=None,
-            runtime_info=None,
         ),
         custom_hooks=None,
         log_processor=dict(by_epoch=False),
