@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 
@@ -140,7 +141,9 @@ class Retrofitted:
                 'CroprHook(retrofit=True) is expected'
             )
         dense = model.state_dict()
-        other = [name for name, value in dense.items() if name not in weights or not weights[name].equal(value.cpu())]
+        other = [
+            name for name, value in dense.items() if name not in weights or not torch.equal(weights[name], value.cpu())
+        ]
         if other:
             raise ValueError(
                 f'--retrofitted {path}: other weights than in the dense checkpoint ({shorten(other, 3)}), so it is no '

@@ -9,7 +9,6 @@ from typing import Any, SupportsFloat
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.runner import Runner
-from torch.utils.data import Subset
 
 
 def check_one_process(args: argparse.Namespace) -> None:
@@ -47,13 +46,17 @@ def validate_as_test(cfg: Config) -> None:
     cfg.test_cfg = cfg.get('test_cfg') or dict(type='TestLoop')
 
 
-class Images(Subset):
+class Images:
     """A few images of a data set of mmengine."""
 
-    @property
-    def metainfo(self) -> dict[str, Any]:
-        dataset: Any = self.dataset
-        return dataset.metainfo
+    def __init__(self, dataset: Any, rows: Sequence[int]) -> None:
+        self.dataset, self.rows, self.metainfo = dataset, rows, dataset.metainfo
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> Any:
+        return self.dataset[self.rows[i]]
 
 
 def use_few_images(runner: Runner, count: int) -> int:

@@ -136,13 +136,13 @@ def find_head(model: nn.Module, names: Sequence[str] = ('decode_head', 'head')) 
 def unexplained(own: Tensor, goal: Tensor) -> Tensor:
     """Squared error as a share of the variance of the goal: 0 where they are the same, 1 for a map of its mean."""
     own, goal = own.float(), goal.float()
-    return (own - goal).square().mean() / goal.var(unbiased=False).clamp_min(1e-12)
+    return (own - goal).square().mean() / goal.var(unbiased=False).clamp(min=1e-12)
 
 
 def divergence(logits: Tensor, goal: Tensor) -> Tensor:
     """KL divergence of classes (B, C, …) from the goal's, mean over all else."""
-    own, wanted = logits.float().log_softmax(1), goal.float().log_softmax(1)
-    return F.kl_div(own, wanted, reduction='none', log_target=True).sum(1).mean()
+    own, wanted, shares = logits.float().log_softmax(1), goal.float().log_softmax(1), goal.float().softmax(1)
+    return (shares * (wanted - own)).sum(1).mean()
 
 
 def _maps(features: Any) -> list[Tensor]:
