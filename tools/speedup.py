@@ -101,6 +101,7 @@ def parse_args() -> argparse.Namespace:
         '--distil-reducers', nargs='+', default=[], metavar='NAME', help='each of these is taught instead'
     )
     parser.add_argument('--distil-iters', type=int, default=400, metavar='N', help='training steps (default: 400)')
+    parser.add_argument('--distil-lr', type=float, default=1e-4, metavar='RATE', help='learning rate (default: 1e-4)')
     add_run_arguments(parser)
     return parser.parse_args()
 
@@ -112,6 +113,7 @@ def check_args(args: argparse.Namespace) -> None:
         value = getattr(args, option)
         if value is not None:
             check_integer(f'--{option.replace("_", "-")}', value)
+    check_number('--distil-lr', args.distil_lr, above=0)
     for option in ('rates', 'distil'):
         for rate in getattr(args, option):
             check_number(f'--{option}', rate, above=0, below=1)
@@ -119,6 +121,7 @@ def check_args(args: argparse.Namespace) -> None:
     unknown = [name for name in args.distil_reducers if name not in known]
     if unknown:
         raise ValueError(f'--distil-reducers {" ".join(unknown)}: of {", ".join(known)} is expected')
+    args.distil, args.distil_reducers = list(dict.fromkeys(args.distil)), list(dict.fromkeys(args.distil_reducers))
     args.rates = sorted({*args.rates, *args.distil})
 
 
@@ -283,13 +286,17 @@ def chosen_for_teaching(report: Report, rate: float, reducers: list[str]) -> lis
     return [min(group, key=lambda row: report.lost(row[1])) for group in groups if group]
 
 
-def teach(cfg: Config, runner: Runner, report: Report, iters: int, candidate: Candidate, point: RatePoint) -> None:
+def teach(
+    cfg: Config, runner: Runner, report: Report, args: argparse.Namespace, candidate: Candidate, point: RatePoint
+) -> None:
     """Let the dense model teach a candidate, and measure the student."""
     assert candidate.pruning is not None
     rate, reducer = candidate.rate, candidate.series.partition(', ')[0]
     file = report.out / f'distilled-{reducer}-{rate:g}.pth'
-    print(f'\n{candidate.series} at {rate:g} learns from the dense model in {iters} steps: {file}', flush=True)
-    distil(cfg, candidate.pruning, candidate.checkpoint, iters, file)
+    print(
+        f'\n{candidate.series} at {rate:g} learns from the dense model in {args.distil_iters} steps: {file}', flush=True
+    )
+    distil(cfg, candidate.pruning, candidate.checkpoint, args.distil_iters, args.distil_lr, file)
     weights, _ = read_checkpoint(str(file))
     series = f'{candidate.series}, distilled'
     prefix = f'{backbone_name(runner.model)}pruners.'
@@ -329,10 +336,9 @@ def main() -> None:
         timing, pruned = timed[i]
         point = RatePoint(candidate.rate, timing.images_per_second, timing.spread, pruned, series=candidate.series)
         measure(runner, candidate, report, point)
-    for rate in args.distil:
-        for row in chosen_for_teaching(report, rate, args.distil_reducers):
-            with plain_errors():
-                teach(cfg, runner, report, args.distil_iters, *row)
+    for row in [row for rate in args.distil for row in chosen_for_teaching(report, rate, args.distil_reducers)]:
+        with plain_errors():
+            teach(cfg, runner, report, args, *row)
     print_best(report, bool(cfg.model.backbone.get('pruning')))
     print('\n' + '\n'.join(str(report.out / f'speedup.{kind}') for kind in ('json', 'csv', 'png')))
 

@@ -11,8 +11,6 @@ from mmengine.config import Config, ConfigDict
 from ..checkpoint import save_weights
 from .run import build_runner
 
-LEARNING_RATE = 1e-4
-
 
 def with_pruning(cfg: Config, pruning: dict[str, Any] | None) -> Config:
     """A copy of the config whose backbone has another ``pruning``."""
@@ -21,19 +19,20 @@ def with_pruning(cfg: Config, pruning: dict[str, Any] | None) -> Config:
     return cfg
 
 
-def distil(cfg: Config, pruning: dict[str, Any], checkpoint: str, iters: int, out: str | Path) -> Path:
+def distil(cfg: Config, pruning: dict[str, Any], checkpoint: str, iters: int, lr: float, out: str | Path) -> Path:
     """Train the model of a config with ``pruning`` to give what it gives without (:class:`~cropr_mm.Distilled`).
 
     Args:
         cfg: of the model; images, batch size and augmentations are those of its ``train_dataloader``.
         pruning: of the student's backbone.
         checkpoint: of the dense model.
-        iters: training steps, with AdamW and a learning rate that rises for a twentieth of them and falls to 0.
+        iters: training steps, with AdamW.
+        lr: learning rate, which rises for a twentieth of the steps and falls to 0.
         out: file for the weights of the student, as training writes them. Logs go to a folder of the same name.
     """
     out = Path(out)
     student = with_pruning(cfg, pruning)
-    training = _training(student, checkpoint, iters, out)
+    training = _training(student, checkpoint, iters, lr, out)
     runner = build_runner(training)
     _set_level(runner.logger, 'INFO')  # from here on: what a runner logs as it is built is long
     runner.train()
@@ -50,7 +49,7 @@ def _set_level(logger: Logger, level: str) -> None:
         handler.setLevel(level)
 
 
-def _training(student: Config, checkpoint: str, iters: int, out: Path) -> Config:
+def _training(student: Config, checkpoint: str, iters: int, lr: float, out: Path) -> Config:
     cfg = Config(student.to_dict())
     model = dict(cfg.model)
     preprocessor = cfg.pop('data_preprocessor', None)
@@ -66,7 +65,7 @@ def _training(student: Config, checkpoint: str, iters: int, out: Path) -> Config
     settings = dict(
         model=ConfigDict(type='Distilled', student=model, checkpoint=checkpoint),
         train_cfg=dict(type='IterBasedTrainLoop', max_iters=iters),
-        optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=LEARNING_RATE, weight_decay=0.0)),
+        optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=lr, weight_decay=0.0)),
         param_scheduler=[
             *rise,
             dict(type='CosineAnnealingLR', by_epoch=False, begin=warmup, end=iters),
