@@ -9,7 +9,7 @@ from mmengine.utils import digit_version
 from torch import nn
 
 from cropr_mm import export as exporting
-from cropr_mm.benchmark.variants import REDUCERS
+from cropr_mm.benchmark.variants import TRAINING_FREE
 from cropr_mm.export import OLDEST, Exportable, compare, export
 
 pytestmark = pytest.mark.skipif(
@@ -26,7 +26,7 @@ def build(scope, config):
 
 
 def backbone(family='vit', pruner='difficulty', plan=None, depth=5, **more):
-    reducers = {**PRUNERS, **{name: dict(type=kind) for name, kind in REDUCERS.items()}}
+    reducers = {**PRUNERS, **TRAINING_FREE}
     pruning = dict(pruner=reducers[pruner], **(plan or dict(rate=7, round_to=1)))
     arch = dict(SMALL[family], depth=depth)
     return dict(type='CroprViT', arch=arch, img_size=24, patch_size=4, pruning=pruning, **more)

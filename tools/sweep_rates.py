@@ -14,10 +14,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, SupportsFloat
+from typing import Any
 
 from mmengine.config import Config
-from mmengine.dataset import pseudo_collate
 from mmengine.runner import Runner
 
 from cropr_mm.benchmark.rates import (
@@ -32,6 +31,7 @@ from cropr_mm.benchmark.rates import (
 from cropr_mm.checkpoint import load_strictly, read_checkpoint
 from cropr_mm.cli.arguments import add_run_arguments, plain_errors
 from cropr_mm.cli.config import load_config
+from cropr_mm.cli.evaluation import check_one_process, evaluate, timed_images
 from cropr_mm.cli.inputs import check_data
 from cropr_mm.cli.run import build_runner
 from cropr_mm.models import Schedule
@@ -60,8 +60,7 @@ def parse_args() -> argparse.Namespace:
 
 def prepare(cfg: Config, args: argparse.Namespace, rates: Iterable[float]) -> tuple[Runner, Any, dict[float, Schedule]]:
     """A runner whose model has the checkpoint's weights, ready for inference, and the schedule of each rate."""
-    if args.launcher != 'none':
-        raise ValueError(f'--launcher {args.launcher}: speeds compare on one device; run it without')
+    check_one_process(args)
     if args.images is not None:
         check_integer('--images', args.images)
     weights, _ = read_checkpoint(args.checkpoint)
@@ -84,16 +83,11 @@ def main() -> None:
         runner, model, schedules = prepare(cfg, args, rates)
         backbone = find_backbone(model)
         count = args.images or cfg.test_dataloader.get('batch_size', 1)
-        dataset = runner.build_dataloader(cfg.test_dataloader).dataset
-        # One image several times: images of a data set may differ in size, and what is pruned does not depend on them.
-        batch = pseudo_collate([dataset[0] for _ in range(count)])
-        points = time_rates(model, schedules, model.data_preprocessor(batch, False), count, args.rounds)
+        points = time_rates(model, schedules, timed_images(runner, model, count), count, args.rounds)
     done: list[RatePoint] = []
     for rate, schedule in schedules.items():
         backbone.schedule = schedule
-        points[rate].metrics = {
-            name: float(value) for name, value in runner.test().items() if isinstance(value, SupportsFloat)
-        }
+        points[rate].metrics = evaluate(runner)
         done.append(points[rate])
         with plain_errors():
             metrics = choose_metrics(done[0].metrics, args.metric)

@@ -16,9 +16,17 @@ from ..models.cropr_vit import find_backbone
 LEARNED = 'cropr'
 """Name of the config's own learned pruner."""
 
-REDUCERS = dict(tome='ToMeReducer', algm='ALGMReducer', expedit='ExpeditReducer')
+TRAINING_FREE: dict[str, dict[str, Any]] = dict(
+    random=dict(type='RandomPruner'),
+    variance=dict(type='VariancePruner'),
+    attention=dict(type='AttentionPruner'),
+    tome=dict(type='ToMeReducer'),
+    algm=dict(type='ALGMReducer'),
+    expedit=dict(type='ExpeditReducer'),
+)
+"""Reducers without parameters, for any finished dense model."""
 
-VARIANTS = ('dense', LEARNED, 'difficulty', 'multilabel', 'patch', 'random', 'variance', 'attention', *REDUCERS)
+VARIANTS = ('dense', LEARNED, 'difficulty', 'multilabel', 'patch', *TRAINING_FREE)
 
 
 def pruner_of(name: str, own: Mapping[str, Any] | None, num_classes: int) -> dict[str, Any]:
@@ -36,7 +44,7 @@ def pruner_of(name: str, own: Mapping[str, Any] | None, num_classes: int) -> dic
         return dict(type='CroprPruner', aux_head=dict(type=heads[name], num_classes=num_classes))
     if name in (LEARNED, 'difficulty'):
         return dict(type='DifficultyPruner', num_classes=num_classes)
-    return dict(type=REDUCERS.get(name, f'{name.title()}Pruner'))
+    return dict(TRAINING_FREE[name])
 
 
 def _is_learned(pruner: Mapping[str, Any]) -> bool:

@@ -1,7 +1,8 @@
-"""What hooks into mmengine's training: losses, curriculum, retrofit, optimizer groups, FSDP."""
+"""What hooks into mmengine's training: losses, curriculum, retrofit, distillation, optimizer groups, FSDP."""
 
 from .bfloat16 import let_mmcv_take_bfloat16
 from .cropr_hook import CroprHook
+from .distillation import Distilled
 from .fsdp import CroprFSDPStrategy, wrap_vit_blocks
 from .layer_decay import CroprLayerDecayOptimWrapperConstructor
 from .oracle_hook import OracleHook
@@ -10,6 +11,7 @@ __all__ = [
     'CroprFSDPStrategy',
     'CroprHook',
     'CroprLayerDecayOptimWrapperConstructor',
+    'Distilled',
     'OracleHook',
     'let_mmcv_take_bfloat16',
     'wrap_vit_blocks',

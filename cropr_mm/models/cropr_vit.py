@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Callable
+from typing import Any, Callable, NamedTuple
 
 import torch
 from mmengine.registry import MODELS
@@ -22,6 +22,18 @@ from .pruning.schedule import Schedule
 from .pruning.supervision.collector import AuxCollector
 
 PruneListener = Callable[[int, Tensor, Tensor], None]
+
+
+class Reduction(NamedTuple):
+    """How a CroprViT reduces its tokens.
+
+    Attributes:
+        schedule: how many tokens leave after which block.
+        pruners: by block, for those of the schedule and perhaps for more.
+    """
+
+    schedule: Schedule
+    pruners: Pruners
 
 
 @MODELS.register_module()
@@ -90,7 +102,7 @@ class CroprViT(PlainViT):
         )
         if self.schedule is not None:
             self._check_out_indices(out_indices, self.schedule)
-            self._check_windows()
+            self._check_windows(self.pruners)
         self.pruning_progress = 1.0
         self.prune_listeners: list[PruneListener] = []
         self.pruners_are_new = False  # a checkpoint without pruners was loaded, and they have not trained since
@@ -105,7 +117,6 @@ class CroprViT(PlainViT):
             built = build_pruning(self._settings, self.depth, self.arch.class_token, **shape)
             self.schedule, self.pruners, self._supervision = built
         fusion = None if self.schedule is None else self.schedule.fusion
-        self.fusion = fusion == 'last_layer'
         self.late_return = LateReturn(self.arch) if fusion == 'cross_attention' else None
         if self.fusion:
             drop_path_rates[-1] = 0.0
@@ -126,13 +137,52 @@ class CroprViT(PlainViT):
                 f'block {schedule.blocks[-1]}; set pruning.blocks (or pruning.keep) to blocks from 0 to {last - 1}'
             )
 
-    def _check_windows(self) -> None:
-        misfit = next((pruner for pruner in self.pruners.values() if not pruner.fits_windows), None)
+    def _check_windows(self, pruners: Pruners) -> None:
+        misfit = next((pruner for pruner in pruners.values() if not pruner.fits_windows), None)
         if misfit is not None and self.window_size is not None:
             raise ValueError(
                 f'pruning.pruner.type={type(misfit).__name__!r} with window_size={self.window_size}; None is expected, '
                 'as tokens of different windows would merge'
             )
+
+    # --- other ways to reduce -----------------------------------------------------------------------------------
+
+    @property
+    def fusion(self) -> bool:
+        """Whether pruned tokens come back before the last block (Last Layer Fusion)."""
+        return self.schedule is not None and self.schedule.fusion == 'last_layer'
+
+    @property
+    def reduction(self) -> Reduction | None:
+        """How tokens are reduced; None: not at all. Another one may take its place at inference, with the same weights
+        (:meth:`build_reduction`)."""
+        return None if self.schedule is None else Reduction(self.schedule, self.pruners)
+
+    @reduction.setter
+    def reduction(self, reduction: Reduction | None) -> None:
+        self.schedule, self.pruners = (None, Pruners()) if reduction is None else reduction
+
+    def build_reduction(self, pruning: dict[str, Any]) -> Reduction:
+        """Another way to reduce the tokens of this model, which itself stays as it is.
+
+        Args:
+            pruning: as for the constructor. New pruners that have weights are random.
+
+        Raises:
+            ValueError: as by the constructor, and for ``fusion='cross_attention'``, whose weights only the constructor
+                makes.
+        """
+        shape = dict(embed_dim=self.embed_dims, grid=self.grid, patch_size=self.patch_size)
+        schedule, pruners, _ = build_pruning(pruning, self.depth, self.arch.class_token, **shape)
+        if schedule.fusion == 'cross_attention' and self.late_return is None:
+            raise ValueError(
+                "pruning.fusion='cross_attention': it has weights, which this model has not; 'last_layer' or None is "
+                'expected'
+            )
+        self._check_out_indices(self.out_indices, schedule)
+        self._check_windows(pruners)
+        pruners.to(next(self.parameters()).device).train(self.training)
+        return Reduction(schedule, pruners)
 
     # --- forward ----------------------------------------------------------------------------------------------
 

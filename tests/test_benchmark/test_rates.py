@@ -168,3 +168,25 @@ def test_what_fails_half_way_leaves_the_old_files(tmp_path):
         draw_tradeoff(POINTS, ['segm_mAP'], tmp_path / 'sweep.png')
     assert sorted(path.name for path in tmp_path.iterdir()) == ['sweep.csv', 'sweep.png']
     assert all(path.read_text() == 'old' for path in tmp_path.iterdir())
+
+
+def test_series_are_told_apart(tmp_path, monkeypatch):
+    """A colour for the reducer, a marker for the schedule; the line of each begins at the first point."""
+    from matplotlib.axes import Axes
+
+    drawn, lines = {}, []
+    bar, plot = Axes.errorbar, Axes.plot
+    monkeypatch.setattr(
+        Axes, 'errorbar', lambda *args, **kw: drawn.update({args[1]: (kw['color'], kw['marker'])}) or bar(*args, **kw)
+    )
+    monkeypatch.setattr(Axes, 'plot', lambda *args, **kw: lines.append(list(args[1])) or plot(*args, **kw))
+    series = ['a, every block', 'a, 3 stages', 'b, every block']
+    points = [POINTS[0]]
+    points += [RatePoint(0.5, 20.0 + i, 0.0, 0.5, dict(mIoU=40.0), series=one) for i, one in enumerate(series)]
+    points.append(RatePoint(0.7, 15.0, 0.0, 0.7, dict(mIoU=30.0), series=series[0]))
+    draw_tradeoff(points, ['mIoU'], tmp_path / 'sweep.png')
+    assert drawn[20.0] == drawn[15.0] and drawn[20.0][0] == drawn[21.0][0] != drawn[22.0][0]
+    assert drawn[20.0][1] == drawn[22.0][1] != drawn[21.0][1]
+    assert [line for line in lines if len(line) > 1] == [[10.0, 20.0, 15.0], [10.0, 21.0], [10.0, 22.0]]
+    with open(write_csv(points, tmp_path / 'sweep.csv')) as file:
+        assert [row['series'] for row in csv.DictReader(file)] == ['', *series, series[0]]

@@ -24,7 +24,15 @@ from . import hostile
 DOORS = Path(__file__).with_name('doors.py')
 ADDRESSES = ('init_cfg https', 'init_cfg s3', 'init_cfg openmmlab', 'init_cfg torchvision', 'init_cfg mmcls')
 RUNNERS = ('load_from', 'resume', 'inference', 'retrofit')
-TOOLS = ('deploy.py', 'sweep_rates.py', 'visualize_tokens.py', 'analyze_routing.py', 'test.py', 'train.py --resume')
+TOOLS = (
+    'deploy.py',
+    'sweep_rates.py',
+    'speedup.py',
+    'visualize_tokens.py',
+    'analyze_routing.py',
+    'test.py',
+    'train.py --resume',
+)
 FEW = ('ndarray called', 'os.system', 'storage too long', 'cut at 0.9', 'legacy command', 'beyond.safetensors')
 """For doors that build a data set and a model before they read the file."""
 LONG = ('pairs again and again', 'the same part everywhere')

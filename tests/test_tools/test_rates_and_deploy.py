@@ -42,9 +42,9 @@ def checkpoint(tmp_path_factory):
     return save_checkpoint(tmp_path_factory.mktemp('checkpoint') / 'iter_2.pth')
 
 
-def test_metrics(run_tool, folder, checkpoint, *options):
+def test_metrics(run_tool, folder, checkpoint, *options, config=CONFIG):
     """What tools/test.py measures."""
-    run_tool('test', CONFIG, checkpoint, '--work-dir', folder, '--cfg-options', *QUICK, *options)
+    run_tool('test', config, checkpoint, '--work-dir', folder, '--cfg-options', *QUICK, *options)
     (file,) = folder.glob('*/*.json')
     return json.loads(file.read_text())
 
