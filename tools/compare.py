@@ -36,7 +36,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
 from mmengine.device import get_device
+from mmengine.registry import DATASETS, init_default_scope
 
 from cropr_mm.analysis.methods import (
     FROM_DENSE,
@@ -48,10 +50,12 @@ from cropr_mm.analysis.methods import (
     own_method,
     parts_of,
 )
-from cropr_mm.analysis.pareto import Point, draw, family_of, time_methods
+from cropr_mm.analysis.pareto import Point, draw, family_of, time_models
 from cropr_mm.analysis.pareto import table as pareto_table
 from cropr_mm.benchmark.machine import describe_machine
 from cropr_mm.cli.arguments import plain_errors
+from cropr_mm.cli.model import build_model
+from cropr_mm.models.cropr_vit import fold_scorers
 from cropr_mm.utils.checks import check_integer
 from cropr_mm.utils.io import whole_file, write_json
 
@@ -463,6 +467,15 @@ def report(args: argparse.Namespace, results: list[dict[str, Any]]) -> None:
         print(f'\nwritten to {args.work_dir}: ' + ', '.join(f'pareto-b{b}.png, .json' for b in args.speed))
 
 
+def timed_model(cfg: Config, batch: int) -> tuple[Any, dict[str, Any]]:
+    """The model of a method, with initial weights, and the first test image several times as it takes it."""
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    model: Any = build_model(cfg)
+    fold_scorers(model)
+    sample = DATASETS.build(cfg.test_dataloader.dataset)[0]
+    return model, model.data_preprocessor(pseudo_collate([sample] * batch), False)
+
+
 def speed_table(args: argparse.Namespace, results: list[dict[str, Any]], batch: int) -> str:
     """Time the methods of the results in turn, draw accuracy against speed and write it all to files."""
     key, metric, _ = METRICS[DATA[args.data].segmentation][0]
@@ -471,9 +484,16 @@ def speed_table(args: argparse.Namespace, results: list[dict[str, Any]], batch: 
         accuracy.setdefault(result['method'], []).append(result[key])
     if 'dense' not in accuracy:
         raise ValueError('--speed: no finished run of dense among the methods, which speeds are measured against')
-    timings = time_methods({method: config_of(args, method) for method in accuracy}, batch, args.rounds)
+    models = {method: timed_model(config_of(args, method), batch) for method in accuracy}
+    timings, flops = time_models(models, batch, args.rounds)
     points = [
-        Point(method, timing.ratio_to(timings['dense']), timing.spread, tuple(accuracy[method]))
+        Point(
+            method,
+            timing.ratio_to(timings['dense']),
+            timing.spread,
+            tuple(accuracy[method]),
+            flops['dense'] / flops[method],
+        )
         for method, timing in timings.items()
     ]
     draw(points, args.work_dir / f'pareto-b{batch}.png', f'{args.data}, batch {batch}', metric)

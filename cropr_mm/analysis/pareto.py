@@ -3,33 +3,37 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from mmengine.config import Config
-from mmengine.dataset import pseudo_collate
-from mmengine.registry import DATASETS, init_default_scope
 from torch import nn
 
 from ..benchmark.figures import save_figure
+from ..benchmark.flops import count_flops
 from ..benchmark.throughput import Timing, compare_throughput
-from ..cli.model import build_model
-from ..models.cropr_vit import fold_scorers
 
 RATES = ('50', '75', 'stages3', 'midway', 'one-shot', 'two-blocks')
 """Changes of a method that leave it the same method, faster or slower."""
 
 
 class Point(NamedTuple):
-    """A method at one setting: how many times as fast as the dense model, the quartiles' distance, and its accuracy."""
+    """A method at one setting.
+
+    Attributes:
+        speed: how many times as fast as the dense model it was measured to be.
+        spread: distance between the quartiles of its times, as a share of the median.
+        accuracy: of each seed.
+        flops: of the dense model, over its own: what the speed would be if nothing but FLOPs took time.
+    """
 
     method: str
     speed: float
     spread: float
     accuracy: tuple[float, ...]
+    flops: float = 1.0
 
     @property
     def middle(self) -> float:
@@ -43,52 +47,46 @@ def family_of(method: str) -> str:
     return re.sub(rf'-({"|".join(RATES)})(?=-|$)', '', method)
 
 
-def families(points: Sequence[Point], first: str = 'dense') -> dict[str, list[Point]]:
-    """Points of each family by speed; each begins at the dense model, from which all of them depart."""
+def families(points: Sequence[Point], first: str = 'dense', by: str = 'speed') -> dict[str, list[Point]]:
+    """Points of each family, by speed or by FLOPs; each begins at the dense model, from which all of them depart."""
     start = [point for point in points if point.method == first]
     found: dict[str, list[Point]] = {}
     for point in points:
         if point.method != first:
             found.setdefault(family_of(point.method), list(start)).append(point)
-    return {name: sorted(members, key=lambda point: point.speed) for name, members in found.items()}
+    return {name: sorted(members, key=lambda point: getattr(point, by)) for name, members in found.items()}
 
 
-def accuracy_at(members: Sequence[Point], speed: float) -> float | None:
+def accuracy_at(members: Sequence[Point], speed: float, by: str = 'speed') -> float | None:
     """Best accuracy of a family at that speed or above, between its points on straight lines; None: it is slower.
 
     Args:
-        members: by speed.
-        speed: how many times as fast as the dense model.
+        members: of :func:`families`.
+        speed: how many times as fast as the dense model, or as few FLOPs.
+        by: ``'speed'`` or ``'flops'``.
     """
-    best = [point.middle for point in members if point.speed >= speed]
-    for left, right in zip(members, members[1:]):
-        if left.speed < speed < right.speed:
-            share = (speed - left.speed) / (right.speed - left.speed)
+    at = [getattr(point, by) for point in members]
+    best = [point.middle for point, own in zip(members, at) if own >= speed]
+    for left, right, low, high in zip(members, members[1:], at, at[1:]):
+        if low < speed < high:
+            share = (speed - low) / (high - low)
             best.append(left.middle + share * (right.middle - left.middle))
     return max(best) if best else None
 
 
-def time_methods(
-    configs: Mapping[str, Config], batch_size: int, rounds: int, note: Callable[[str], Any] = print
-) -> dict[str, Timing]:
-    """Time whole models on the first test image, in turn; their weights are initial and play no part.
+def time_models(
+    models: Mapping[str, tuple[nn.Module, Mapping[str, Any]]], batch_size: int, rounds: int
+) -> tuple[dict[str, Timing], dict[str, int]]:
+    """Time whole models in turn, and count the FLOPs of a call.
 
     Args:
-        configs: of the methods.
-        batch_size: images per call, the same one several times.
+        models: each with a batch, after its data preprocessor; pruners folded.
+        batch_size: images of that.
         rounds: see :func:`~cropr_mm.benchmark.throughput.compare_throughput`.
-        note: called with a line as each model is ready.
     """
-    calls: dict[str, Callable[[], Any]] = {}
-    for name, cfg in configs.items():
-        init_default_scope(cfg.get('default_scope', 'mmengine'))
-        model: Any = build_model(cfg)
-        fold_scorers(model)
-        sample = DATASETS.build(cfg.test_dataloader.dataset)[0]
-        data = model.data_preprocessor(pseudo_collate([sample] * batch_size), False)
-        calls[name] = partial(_predict, model, data)
-        note(f'{name}: {tuple(data["inputs"].shape)}')
-    return compare_throughput(calls, batch_size, rounds)
+    calls = {name: partial(_predict, model, data) for name, (model, data) in models.items()}
+    flops = {name: count_flops(call) for name, call in calls.items()}
+    return compare_throughput(calls, batch_size, rounds), flops
 
 
 def _predict(model: nn.Module, data: Mapping[str, Any]) -> None:
@@ -96,30 +94,32 @@ def _predict(model: nn.Module, data: Mapping[str, Any]) -> None:
 
 
 def table(points: Sequence[Point], speeds: Iterable[float] = (1.5, 2.0)) -> str:
-    """Markdown: every method, and what each family reaches at the speeds asked for."""
-    lines = ['method | × dense | accuracy', '--- | ---: | ---:']
+    """Markdown: every method, and what each family reaches at the speeds asked for, measured and by FLOPs."""
+    lines = ['method | × dense | FLOPs | accuracy', '--- | ---: | ---: | ---:']
     for point in sorted(points, key=lambda point: (family_of(point.method), point.speed)):
         low, high = min(point.accuracy), max(point.accuracy)
-        lines.append(
-            f'{point.method} | {point.speed:.2f}× ({point.spread:.0%}) | {point.middle:.1f} ({low:.1f}–{high:.1f})'
-        )
-    speeds = list(speeds)
-    at = [
-        ' | '.join(['at the same speed', *(f'{speed:g}×' for speed in speeds)]),
-        ' | '.join(['---', *['---:'] * len(speeds)]),
-    ]
-    reached = {name: [accuracy_at(members, speed) for speed in speeds] for name, members in families(points).items()}
-    for name in sorted(reached, key=lambda name: -max(value or 0 for value in reached[name][:1])):
-        at.append(' | '.join([name, *('–' if value is None else f'{value:.1f}' for value in reached[name])]))
-    return '\n\n'.join('\n'.join(f'| {line} |' for line in part) for part in (lines, at))
+        accuracy = f'{point.middle:.1f}' + (f' ({low:.1f}–{high:.1f})' if len(point.accuracy) > 1 else ' *')
+        lines.append(f'{point.method} | {point.speed:.2f}× ({point.spread:.0%}) | {point.flops:.2f} | {accuracy}')
+    at = [(by, speed) for by in ('speed', 'flops') for speed in speeds]
+    names = {'speed': '{:g}× measured', 'flops': '{:g}× by FLOPs'}
+    reached = {
+        name: [accuracy_at(families(points, by=by)[name], speed, by) for by, speed in at] for name in families(points)
+    }
+    rows = [' | '.join(['at the same speed', *(names[by].format(speed) for by, speed in at)])]
+    rows.append(' | '.join(['---', *['---:'] * len(at)]))
+    for name in sorted(reached, key=lambda name: [-(value or 0) for value in reached[name]]):
+        rows.append(' | '.join([name, *('–' if value is None else f'{value:.1f}' for value in reached[name])]))
+    return '\n\n'.join('\n'.join(f'| {line} |' for line in part) for part in (lines, rows))
 
 
 def draw(points: Sequence[Point], path: str | Path, title: str, metric: str) -> Path:
     """Accuracy against speed, one line for each family."""
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8.4, 4.8), dpi=120, facecolor='white', layout='constrained')
     axis = figure.subplots()
+    colors = colormaps['tab20']
     for i, (name, members) in enumerate(sorted(families(points).items())):
         dense = name.startswith('dense')
         axis.errorbar(
@@ -130,7 +130,7 @@ def draw(points: Sequence[Point], path: str | Path, title: str, metric: str) -> 
                 [max(point.accuracy) - point.middle for point in members],
             ],
             label=name.replace('dense-', 'dense, '),
-            color=f'C{i % 10}',
+            color=colors(i % 20),
             linestyle='--' if dense else '-',
             marker='s' if dense else 'o',
             markersize=4,

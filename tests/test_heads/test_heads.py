@@ -41,7 +41,7 @@ def run(library, folder, entry):
     if entry.needs == 'timm':
         parity.import_timm()
     if entry.error:
-        with pytest.raises(Exception, match=entry.error):
+        with pytest.raises(Exception, match=entry.error if steps.LEARNS else None):  # some are about learning
             run_once(library, configs, folder, entry)
         return None
     return run_once(library, configs, folder, entry)

@@ -398,7 +398,7 @@ def test_an_untrained_method_tests_the_dense_checkpoint(tools, tmp_path, monkeyp
     assert json.loads((tmp_path / 'tome-50-untrained-0' / 'result.json').read_text())['mIoU'] == 60
 
 
-def test_compare_times_what_is_finished(tmp_path, monkeypatch, capsys):
+def test_compare_times_what_is_finished(data_folder, tmp_path, monkeypatch, capsys):
     pytest.importorskip('mmseg')
     for method, score in (('dense', 40.0), ('tome', 38.0)):
         folder = tmp_path / f'{method}-0'
@@ -407,16 +407,17 @@ def test_compare_times_what_is_finished(tmp_path, monkeypatch, capsys):
         (folder / 'result.json').write_text(json.dumps(result))
     seen = {}
 
-    def timed(configs, batch_size, rounds):
-        seen.update(configs)
-        return {name: Timing(batch_size, (0.5 if name == 'tome' else 1.0,)) for name in configs}
+    def timed(models, batch_size, rounds):
+        seen.update(models)
+        timings = {name: Timing(batch_size, (0.5 if name == 'tome' else 1.0,)) for name in models}
+        return timings, dict.fromkeys(models, 8)
 
-    monkeypatch.setattr(compare, 'time_methods', timed)
+    monkeypatch.setattr(compare, 'time_models', timed)
     argv = ('seg', '--methods', 'dense', 'tome', '--table', '--speed', 2, '--work-dir', tmp_path)
     run(monkeypatch, *argv)
-    assert seen['dense'].model.backbone.get('pruning') is None
-    assert seen['tome'].model.backbone.pruning.pruner.type == 'ToMeReducer'
-    assert '| tome | 2.00× (0%) | 38.0 (38.0–38.0) |' in capsys.readouterr().out
+    assert not seen['dense'][0].backbone.pruners and seen['dense'][1]['inputs'].shape == (2, 3, 96, 96)
+    assert type(seen['tome'][0].backbone.pruners['0']).__name__ == 'ToMeReducer'
+    assert '| tome | 2.00× (0%) | 1.00 | 38.0 * |' in capsys.readouterr().out
     content = json.loads((tmp_path / 'pareto-b2.json').read_text())
     assert content['batch_size'] == 2 and [p['speed'] for p in content['points']] == [1.0, 2.0]
     assert content['points'][1]['family'] == 'tome'
