@@ -12,11 +12,12 @@ from ...tokens import Removed, Tokens, rank, take_rows
 from .base import Context
 from .tome import merge
 
-Absorb = Callable[[Tokens, Tensor, Tensor, int, Context], Tuple[Tokens, Removed]]
+Weigh = Callable[[Tensor], Tensor]
+Absorb = Callable[[Tokens, Tensor, int, Context, Weigh], Tuple[Tokens, Removed]]
 
 
 def into_nearest(
-    tokens: Tokens, scores: Tensor, weights: Tensor, count: int, context: Context
+    tokens: Tokens, scores: Tensor, count: int, context: Context, weigh: Weigh | None = None
 ) -> tuple[Tokens, Removed]:
     """Merge each pruned token into the kept one that is most like it (cosine), by the mean of all positions.
 
@@ -25,9 +26,9 @@ def into_nearest(
     Args:
         tokens: M patch tokens.
         scores: (B, M); higher is kept.
-        weights: unused.
         count: 0 < count < M.
         context: of which padding is read.
+        weigh: not asked.
     """
     with torch.no_grad():
         kept, pruned = _split(scores, count)
@@ -38,7 +39,7 @@ def into_nearest(
     return merge(tokens, pruned, target, kept.sort(dim=1).values, padding)
 
 
-def into_one(tokens: Tokens, scores: Tensor, weights: Tensor, count: int, context: Context) -> tuple[Tokens, Removed]:
+def into_one(tokens: Tokens, scores: Tensor, count: int, context: Context, weigh: Weigh) -> tuple[Tokens, Removed]:
     """Fuse pruned tokens into one that continues, their weighted mean (EViT, arXiv 2202.07800, equation 4).
 
     It stands at the position of the best of them, which comes back with its value; the others come back with their own.
@@ -46,12 +47,13 @@ def into_one(tokens: Tokens, scores: Tensor, weights: Tensor, count: int, contex
     Args:
         tokens: M patch tokens.
         scores: (B, M); higher is kept.
-        weights: (B, M), of tokens in that mean.
         count: 0 < count < M.
         context: padding has no part in the mean, unless all of them are.
+        weigh: gives the weights of tokens in that mean, from their scores.
     """
     prefix = tokens.num_prefix
     kept, fused = _split(scores, count + 1)
+    weights = weigh(scores)
     if context.padding is not None:
         weights = weights.masked_fill(context.padding.gather(1, tokens.position), 0.0)
     share = weights.gather(1, fused) + torch.finfo(torch.float32).tiny

@@ -108,7 +108,7 @@ class BasePruner(BaseReducer):
     """
 
     fused: bool | None = None
-    absorb: Callable[[Tokens, Tensor, Tensor, int, Context], tuple[Tokens, Removed]] | None = None
+    absorb: Callable[..., tuple[Tokens, Removed]] | None = None
 
     def score(self, tokens: Tokens, context: Context) -> Tensor:
         """Score the patch tokens.
@@ -123,7 +123,7 @@ class BasePruner(BaseReducer):
         raise NotImplementedError
 
     def weights(self, scores: Tensor) -> Tensor:
-        """Weights (B, M) of tokens in a mean, from their scores: those of an attention whose logits the scores are."""
+        """Weights (B, M) of tokens in a mean, from their scores: as of an attention whose logits the scores are."""
         return scores.softmax(dim=1)
 
     def forward(self, tokens: Tokens, count: int, context: Context) -> tuple[Tokens, list[Removed]]:
@@ -143,13 +143,12 @@ class BasePruner(BaseReducer):
         ):
             kept, pruned = kernel(tokens, scores, count, context.padding)
             return kept, [pruned]
-        weights = None if self.absorb is None else self.weights(scores)
         if context.padding is not None:
             scores = scores.masked_fill(context.padding.gather(1, tokens.position), -torch.inf)
-        if self.absorb is not None and weights is not None:
-            kept, pruned = self.absorb(tokens, scores, weights, count, context)
-            return kept, [pruned]
-        kept, pruned = split(tokens, scores, count, context.in_order)
+        if self.absorb is not None:
+            kept, pruned = self.absorb(tokens, scores, count, context, self.weights)
+        else:
+            kept, pruned = split(tokens, scores, count, context.in_order)
         return kept, [pruned]
 
 

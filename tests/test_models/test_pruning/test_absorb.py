@@ -28,8 +28,8 @@ def draw(data, padded):
 @settings(max_examples=60)
 @given(st.booleans(), st.data())
 def test_each_pruned_token_joins_the_kept_one_most_like_it(padded, data):
-    tokens, scores, weights, count, padding = draw(data, padded)
-    left, removed = into_nearest(tokens, scores, weights, count, Context((1, scores.shape[1]), padding))
+    tokens, scores, _, count, padding = draw(data, padded)
+    left, removed = into_nearest(tokens, scores, count, Context((1, scores.shape[1]), padding))
     for b in range(len(scores)):
         order = sorted(range(scores.shape[1]), key=lambda i: -scores[b, i].item())
         kept, pruned = order[: len(order) - count], order[len(order) - count :]
@@ -52,7 +52,7 @@ def test_each_pruned_token_joins_the_kept_one_most_like_it(padded, data):
 @given(st.booleans(), st.data())
 def test_one_token_takes_the_mean_and_the_rest_come_back_as_they_were(padded, data):
     tokens, scores, weights, count, padding = draw(data, padded)
-    left, removed = into_one(tokens, scores, weights, count, Context((1, scores.shape[1]), padding))
+    left, removed = into_one(tokens, scores, count, Context((1, scores.shape[1]), padding), lambda s: weights)
     prefix, patches = tokens.num_prefix, scores.shape[1]
     everywhere = restore(left, [removed], torch.cat([torch.arange(patches, patches + prefix), torch.arange(patches)]))
     for b in range(len(scores)):
@@ -74,7 +74,7 @@ def test_what_is_equal_comes_back_exactly(absorb):
     value = torch.randn(4).double()
     tokens = Tokens(value.expand(2, 9, 4).clone(), torch.arange(9).expand(2, -1))
     reduce = dict(nearest=into_nearest, fused_token=into_one)[absorb]
-    left, removed = reduce(tokens, torch.rand(2, 9), torch.rand(2, 9), 5, Context((3, 3)))
+    left, removed = reduce(tokens, torch.rand(2, 9), 5, Context((3, 3)), torch.exp)
     torch.testing.assert_close(restore(left, [removed], torch.arange(9)).x, tokens.x)
     if left.size is not None:
         assert left.size.sum(dim=1).tolist() == [9, 9]
