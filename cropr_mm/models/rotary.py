@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..utils.compat import is_compiling
+from ..utils.compat import makes_graph
 from .archs import Arch
 
 
@@ -91,7 +91,7 @@ def apply_rotary(x: Tensor, rotary: Tensor, halves: bool = False) -> Tensor:
         (first, second), (cos, sin) = values.chunk(2, dim=-1), rotary.unbind(-1)
         return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
     pairs = values.unflatten(-1, (-1, 2))
-    if is_compiling() or torch.jit.is_tracing():
+    if makes_graph():
         (even, odd), (cos, sin) = pairs.unbind(-1), rotary.unbind(-1)
         turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1)
     else:

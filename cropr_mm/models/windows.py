@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..tokens import flat_rows, take_flat_rows
-from ..utils.compat import is_compiling
+from ..utils.compat import makes_graph
 
 
 def window_ids(grid: tuple[int, int], size: int, device: torch.device | str = 'cpu') -> Tensor:
@@ -151,7 +151,7 @@ def _sequence_kernel(q: Tensor) -> Kernel | None:
     """What computes attention on sequences of different lengths here, at the cost of their lengths alone."""
     if q.device.type == 'cpu':
         # A loop, whose shapes depend on the data: nothing that a compiler could see one graph in.
-        return None if is_compiling() or torch.jit.is_tracing() else attend_sequences
+        return None if makes_graph() else attend_sequences
     if not _flash_attention_fits(q):
         return None
     try:

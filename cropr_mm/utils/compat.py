@@ -19,6 +19,11 @@ def remove_prefix(text: str, prefix: str) -> str:
 is_compiling = torch.compiler.is_compiling if hasattr(torch.compiler, 'is_compiling') else torch._utils.is_compiling
 
 
+def makes_graph() -> bool:
+    """Whether a graph is being made of the model: it is compiled, exported or traced."""
+    return is_compiling() or torch.jit.is_tracing()
+
+
 def autocast_dtype(device_type: str) -> torch.dtype | None:
     """The precision of autocast on a kind of device, or None where autocast is off."""
     if hasattr(torch, 'get_autocast_dtype'):  # PyTorch 2.4

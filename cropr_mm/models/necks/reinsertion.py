@@ -11,7 +11,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ...tokens import FILLS, SparseFeature
-from ...utils.compat import is_compiling
+from ...utils.compat import makes_graph
 
 
 @MODELS.register_module()
@@ -119,7 +119,7 @@ def note_stride(level: Tensor, stride: int | None) -> None:
 
     Not while a graph is made of the model (tracing, compiling, exporting), where nothing can be compared.
     """
-    if stride is not None and not torch.jit.is_tracing() and not is_compiling():
+    if stride is not None and not makes_graph():
         level.cropr_stride = stride  # type: ignore[attr-defined]
 
 

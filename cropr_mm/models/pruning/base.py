@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...tokens import Removed, Tokens, split
-from ...utils.compat import is_compiling
+from ...utils.compat import makes_graph
 
 
 class Context(NamedTuple):
@@ -164,7 +164,7 @@ def _kernel(needed: bool) -> Any:
 
 
 def _fits_kernel(tokens: Tokens, context: Context) -> bool:
-    inference = tokens.x.is_cuda and not torch.is_grad_enabled() and not is_compiling() and not torch.jit.is_tracing()
+    inference = tokens.x.is_cuda and not torch.is_grad_enabled() and not makes_graph()
     return inference and not context.in_order and tokens.size is None and torch.version.hip is None
 
 

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from helpers import SMALL, shared_positions, small_vit
+from helpers import shared_positions, small_vit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -113,20 +113,6 @@ def test_sizes_weigh_the_mean_of_a_cell():
     assert left.x.tolist() == [[[3.0]]] and left.size.tolist() == [[10.0]]
 
 
-PLANS = [dict(target_ratio=0.5), dict(keep={0: 0.5, 2: 0.14}), dict(keep={1: 0.1}), dict(rate=1)]
-
-
-@settings(max_examples=40)
-@given(st.sampled_from(list(SMALL)), sides, st.sampled_from(PLANS), st.sampled_from(['last_layer', None]))
-def test_no_position_is_lost_in_a_model(family, grid, plan, fusion):
-    model = small_vit(family, dict(ALGM, fusion=fusion, **plan), final_norm=False).eval()
-    images = torch.randn(2, 3, 4 * grid[0], 4 * grid[1])
-    (level,) = model(images)
-    assert level.complete and level.to_dense().shape == (2, 16, *grid)
-    alone = torch.cat([model(image[None])[0].to_dense() for image in images])
-    torch.testing.assert_close(level.to_dense(), alone, rtol=1e-4, atol=1e-5)
-
-
 @pytest.mark.parametrize('family', ['vit', 'dinov2'])
 def test_patches_that_are_equal_come_back_as_in_the_dense_model(family):
     """One patch everywhere and no positional embedding: proportional attention makes merging change nothing."""
@@ -136,19 +122,3 @@ def test_patches_that_are_equal_come_back_as_in_the_dense_model(family):
     dense.load_state_dict(model.state_dict())
     images = torch.randn(2, 3, 4, 4).repeat(1, 1, 6, 6)
     torch.testing.assert_close(model(images)[0].to_dense(), dense(images)[0].to_dense(), rtol=1e-4, atol=1e-5)
-
-
-def test_a_dense_checkpoint_runs_and_trains():
-    dense, model = small_vit(), small_vit(pruning=dict(ALGM, keep={0: 0.5, 2: 0.14}))
-    model.load_state_dict(dense.state_dict())
-    model.train()
-    for with_cp in (False, True):
-        model.with_cp = with_cp
-        model.zero_grad()
-        model(torch.randn(2, 3, 24, 24))[0].to_dense().sum().backward()
-        assert all(parameter.grad is not None for parameter in model.parameters())
-
-
-def test_windows_are_refused():
-    with pytest.raises(ValueError, match=r"pruning\.pruner\.type='ALGMReducer' with window_size=3; None is expected"):
-        small_vit(pruning=dict(ALGM, rate=6), window_size=3, global_blocks=[4])

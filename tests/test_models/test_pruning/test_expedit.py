@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers import SMALL, small_vit
+from helpers import small_vit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -171,33 +171,6 @@ def test_the_only_centre_left_takes_padding_too():
     assert (region == 0).all() and seed.shape == (1, 1)
 
 
-PLANS = [dict(target_ratio=0.5), dict(keep={0: 0.5, 2: 0.14}), dict(keep={1: 0.1}), dict(rate=1)]
-
-
-@settings(max_examples=40)
-@given(st.sampled_from(list(SMALL)), sides, st.sampled_from(PLANS), st.sampled_from(['last_layer', None]))
-def test_no_position_is_lost_in_a_model(family, grid, plan, fusion):
-    model = small_vit(family, dict(EXPEDIT, fusion=fusion, **plan), final_norm=False).eval()
-    images = torch.randn(2, 3, 4 * grid[0], 4 * grid[1])
-    (level,) = model(images)
-    assert level.complete and level.to_dense().shape == (2, 16, *grid)
-    held = torch.cat([level.position, *(part.position for part in level.removed)], dim=1) if level.removed else None
-    assert held is None or all(sorted(row.tolist()) == list(range(grid[0] * grid[1])) for row in held)
-    alone = torch.cat([model(image[None])[0].to_dense() for image in images])
-    torch.testing.assert_close(level.to_dense(), alone, rtol=1e-3, atol=1e-4)
-
-
-def test_a_dense_checkpoint_runs_and_trains():
-    dense, model = small_vit(), small_vit(pruning=dict(EXPEDIT, keep={1: 0.3}))
-    model.load_state_dict(dense.state_dict())
-    model.train()
-    for with_cp in (False, True):
-        model.with_cp = with_cp
-        model.zero_grad()
-        model(torch.randn(2, 3, 24, 24))[0].to_dense().sum().backward()
-        assert all(parameter.grad is not None for parameter in model.parameters())
-
-
 @pytest.mark.parametrize('fusion', ['last_layer', 'cross_attention', None])
 def test_every_position_comes_back(fusion):
     """With a fusion and without, a later reducer takes what an earlier one has made."""
@@ -218,8 +191,3 @@ def test_every_position_comes_back(fusion):
 def test_settings_out_of_range_are_refused(setting, words):
     with pytest.raises(ValueError, match=words):
         small_vit(pruning=dict(pruner=dict(type='ExpeditReducer', **setting), rate=6))
-
-
-def test_windows_are_refused():
-    with pytest.raises(ValueError, match=r"pruner\.type='ExpeditReducer' with window_size=3; None is expected"):
-        small_vit(pruning=dict(EXPEDIT, rate=6), window_size=3, global_blocks=[4])

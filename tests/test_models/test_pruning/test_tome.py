@@ -109,28 +109,11 @@ def test_more_than_half_are_merged_in_several_rounds():
     assert counts[0] > 18 and level.complete
 
 
-def test_a_dense_checkpoint_runs_and_trains():
-    dense, model = small_vit(), small_vit(pruning=dict(TOME, rate=6))
-    model.load_state_dict(dense.state_dict())
-    model.train()
-    for with_cp in (False, True):
-        model.with_cp = with_cp
-        model.zero_grad()
-        model(torch.randn(2, 3, 24, 24))[0].to_dense().sum().backward()
-        assert all(parameter.grad is not None for parameter in model.parameters())
-
-
 def test_padding_merges_with_padding():
     metric = torch.randn(1, 8, 3)
     padding = torch.tensor([[False, False, True, True, True, True, False, False]])
     source, target, _ = matching(metric, 2, padding)
     assert set(source[0].tolist()) == {2, 4} and set(target[0].tolist()) <= {3, 5}
-
-
-def test_windows_are_refused():
-    with pytest.raises(ValueError, match=r"pruning\.pruner\.type='ToMeReducer' with window_size=3; None is expected"):
-        small_vit(pruning=dict(TOME, rate=6), window_size=3, global_blocks=[4])
-    assert RandomPruner.fits_windows
 
 
 def test_what_merges_goes_with_what_prunes():
