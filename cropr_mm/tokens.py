@@ -320,7 +320,7 @@ class SparseFeature:
             return self.tokens.mean(dim=1)
         # float32: half precision counts to 2048 or 256
         size = self.tokens.new_ones(self.tokens.shape[0], self.num_positions, dtype=torch.float32)
-        for position, owner, weight in merged:  # the first merge first: what an owner has got goes on with it
+        for position, owner, weight in merged:  # the first merge first: an owner passes on what it has got
             own = size.gather(1, position)
             own = own if weight is None else own.unsqueeze(-1) * weight.float()
             size = size.scatter_add(1, owner.flatten(1), own.flatten(1))

@@ -36,7 +36,6 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 from mmengine.config import Config
-from mmengine.dataset import pseudo_collate
 from mmengine.device import get_device
 from mmengine.registry import DATASETS, init_default_scope
 
@@ -54,6 +53,7 @@ from cropr_mm.analysis.pareto import Point, draw, family_of, time_models
 from cropr_mm.analysis.pareto import table as pareto_table
 from cropr_mm.benchmark.machine import describe_machine
 from cropr_mm.cli.arguments import plain_errors
+from cropr_mm.cli.evaluation import timed_images
 from cropr_mm.cli.model import build_model
 from cropr_mm.models.cropr_vit import fold_scorers
 from cropr_mm.utils.checks import check_integer
@@ -289,7 +289,8 @@ def _train_and_test(args: argparse.Namespace, run: Run) -> dict[str, Any]:
     if not evaluations(run, records_of(run)):  # not trained, or cut short after the last checkpoint
         call(args, run, 'test.py', config, checkpoint, '--work-dir', work_dir)
     routing = run.folder / 'routing.json'
-    if not is_dense(run.method) and args.routing != 'none' and (args.routing == 'all' or run.seed == args.seeds[0]):
+    pruned = run.cfg.model.backbone.get('pruning') is not None
+    if pruned and args.routing != 'none' and (args.routing == 'all' or run.seed == args.seeds[0]):
         call(args, run, 'analyze_routing.py', config, checkpoint, '--json', str(routing.resolve()))
     result = dict(
         method=run.method,
@@ -472,8 +473,7 @@ def timed_model(cfg: Config, batch: int) -> tuple[Any, dict[str, Any]]:
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     model: Any = build_model(cfg)
     fold_scorers(model)
-    sample = DATASETS.build(cfg.test_dataloader.dataset)[0]
-    return model, model.data_preprocessor(pseudo_collate([sample] * batch), False)
+    return model, timed_images(DATASETS.build(cfg.test_dataloader.dataset), model, batch)
 
 
 def speed_table(args: argparse.Namespace, results: list[dict[str, Any]], batch: int) -> str:

@@ -320,7 +320,7 @@ def main() -> None:
         candidates = candidates_for(cfg, model, args)
         images = use_few_images(runner, args.images)
         batch_size = args.batch_size or runner.test_loop.dataloader.batch_size or 1
-        batch = timed_images(runner, model, batch_size)
+        batch = timed_images(runner.test_loop.dataloader.dataset, model, batch_size)
         print(f'timing {len(candidates)} ways in turn, {args.rounds} rounds, batch {batch_size} …', flush=True)
         reductions = {i: candidate.reduction for i, candidate in enumerate(candidates)}
         timed = time_reductions(model, reductions, batch, batch_size, args.rounds)

@@ -83,7 +83,9 @@ def main() -> None:
         runner, model, schedules = prepare(cfg, args, rates)
         backbone = find_backbone(model)
         count = args.images or cfg.test_dataloader.get('batch_size', 1)
-        points = time_rates(model, schedules, timed_images(runner, model, count), count, args.rounds)
+        points = time_rates(
+            model, schedules, timed_images(runner.test_loop.dataloader.dataset, model, count), count, args.rounds
+        )
     done: list[RatePoint] = []
     for rate, schedule in schedules.items():
         backbone.schedule = schedule

@@ -55,8 +55,7 @@ def _resolution(percent: int) -> Callable[[Config], None]:
         for loader in (cfg.val_dataloader, cfg.test_dataloader):
             pipeline = loader.dataset.pipeline
             if not is_type(pipeline[0], 'LoadImageFromFile'):
-                raise ValueError(f'dense-resolution: a pipeline that begins with {pipeline[0]!r}; '
-                                 'LoadImageFromFile is expected')  # fmt: skip
+                raise ValueError(f'dense-resolution: pipeline[0]={pipeline[0]!r}; LoadImageFromFile is expected')
             # Labels that are loaded after it stay as they are, and predictions are brought to their size.
             loader.dataset.pipeline = [pipeline[0], resize, *pipeline[1:]]
         model = cfg.model

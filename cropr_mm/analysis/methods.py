@@ -132,20 +132,22 @@ def _exit(fill: str = 'exit') -> Callable[[Config], None]:
     return put
 
 
+def _keep(cfg: Config, plan: dict[str, float]) -> None:
+    cfg.merge_from_dict({PRUNING: dict(target_ratio=None, rate=None, blocks=None, keep=plan)})
+
+
 def _one_shot(part: int) -> Callable[[Config], None]:
     """One pruner, after the first of so many parts of the blocks; as many tokens are kept in the end."""
 
     def put(cfg: Config) -> None:
-        plan = {str(max(0, _arch(cfg).depth // part - 1)): 1 - _pruned_share(cfg)}
-        cfg.merge_from_dict({PRUNING: dict(target_ratio=None, rate=None, blocks=None, keep=plan)})
+        _keep(cfg, {str(max(0, _arch(cfg).depth // part - 1)): 1 - _pruned_share(cfg)})
 
     return put
 
 
 def _two_blocks(cfg: Config) -> None:
     """Half of the tokens after the first block, the rest half-way, as ALGM has it; as many are kept in the end."""
-    plan = {'0': 0.5, str(_arch(cfg).depth // 2 - 1): 1 - _pruned_share(cfg)}
-    cfg.merge_from_dict({PRUNING: dict(target_ratio=None, rate=None, blocks=None, keep=plan)})
+    _keep(cfg, {'0': 0.5, str(_arch(cfg).depth // 2 - 1): 1 - _pruned_share(cfg)})
 
 
 def _late(cfg: Config) -> None:
@@ -233,7 +235,10 @@ CHANGES: dict[str, Callable[[Config], None]] = {
 FROM_DENSE = frozenset(['retrofit', 'finetune', 'untrained'])
 """Changes that start from the checkpoint of a finished dense model (``load_from``); the last one ends with it, too."""
 
-_RATES = ('-50', '-75', '', '-midway', '-one-shot', '-two-blocks')
+RATES = ('50', '75', 'stages3', 'midway', 'one-shot', 'two-blocks')
+"""Changes of a method that leave it the same method, faster or slower."""
+
+_PARETO = ('', *(f'-{rate}' for rate in RATES if rate != 'stages3'))
 _SCALE = ('dense', 'oracle')  # what the others are measured against, with random
 GROUPS = {
     'pruners': (*_SCALE, *(name for name in PRUNERS if name != 'oracle')),
@@ -248,8 +253,8 @@ GROUPS = {
     'pareto': (
         'dense',
         *(f'dense-{change}' for change in DENSE_CHANGES),
-        *(f'{pruner}{rate}' for pruner in ('cropr', 'random', 'tome') for rate in _RATES),
-        *(f'{pruner}{rate}-untrained' for pruner in ('tome', 'algm', 'expedit') for rate in _RATES),
+        *(f'{pruner}{rate}' for pruner in ('cropr', 'random', 'tome') for rate in _PARETO),
+        *(f'{pruner}{rate}-untrained' for pruner in ('tome', 'algm', 'expedit') for rate in _PARETO),
     ),
 }
 """Names for several methods at once."""

@@ -14,9 +14,7 @@ from torch import nn
 from ..benchmark.figures import save_figure
 from ..benchmark.flops import count_flops
 from ..benchmark.throughput import Timing, compare_throughput
-
-RATES = ('50', '75', 'stages3', 'midway', 'one-shot', 'two-blocks')
-"""Changes of a method that leave it the same method, faster or slower."""
+from .methods import RATES, is_dense
 
 
 class Point(NamedTuple):
@@ -42,7 +40,7 @@ class Point(NamedTuple):
 
 def family_of(method: str) -> str:
     """Method without what says how fast it is: ``'tome-50-untrained'`` → ``'tome-untrained'``."""
-    if method.startswith('dense'):
+    if is_dense(method):
         return re.sub(r'\d+$', '', method)
     return re.sub(rf'-({"|".join(RATES)})(?=-|$)', '', method)
 
@@ -102,9 +100,8 @@ def table(points: Sequence[Point], speeds: Iterable[float] = (1.5, 2.0)) -> str:
         lines.append(f'{point.method} | {point.speed:.2f}× ({point.spread:.0%}) | {point.flops:.2f} | {accuracy}')
     at = [(by, speed) for by in ('speed', 'flops') for speed in speeds]
     names = {'speed': '{:g}× measured', 'flops': '{:g}× by FLOPs'}
-    reached = {
-        name: [accuracy_at(families(points, by=by)[name], speed, by) for by, speed in at] for name in families(points)
-    }
+    members = {by: families(points, by=by) for by in names}
+    reached = {name: [accuracy_at(members[by][name], speed, by) for by, speed in at] for name in members['speed']}
     rows = [' | '.join(['at the same speed', *(names[by].format(speed) for by, speed in at)])]
     rows.append(' | '.join(['---', *['---:'] * len(at)]))
     for name in sorted(reached, key=lambda name: [-(value or 0) for value in reached[name]]):

@@ -22,13 +22,12 @@ def evaluate(runner: Runner) -> dict[str, float]:
     return {name: float(value) for name, value in runner.test().items() if isinstance(value, SupportsFloat)}
 
 
-def timed_images(runner: Runner, model: Any, count: int) -> dict[str, Any]:
-    """One image of the test set several times, after the data preprocessor: ``inputs`` and ``data_samples``.
+def timed_images(dataset: Any, model: Any, count: int) -> dict[str, Any]:
+    """The first image of a data set several times, after the data preprocessor: ``inputs`` and ``data_samples``.
 
     Images of a data set may differ in size, and how many tokens leave does not depend on what is in them.
     """
-    image = runner.test_loop.dataloader.dataset[0]
-    return model.data_preprocessor(pseudo_collate([image] * count), False)
+    return model.data_preprocessor(pseudo_collate([dataset[0]] * count), False)
 
 
 def validate_as_test(cfg: Config) -> None:

@@ -132,5 +132,5 @@ def _starts(path: Tensor, count: int, padding: Tensor | None) -> Tensor:
     own = length - pads
     for_pads = torch.where(pads > 0, (count - own).clamp(min=1), 0).clamp(max=count - (own > 0).long())
     for_own = count - for_pads
-    behind = own + (index - for_own) * pads // for_pads.clamp(min=1)
-    return torch.where(index < for_own, index * own // for_own.clamp(min=1), behind)
+    later = own + (index - for_own) * pads // for_pads.clamp(min=1)
+    return torch.where(index < for_own, index * own // for_own.clamp(min=1), later)
