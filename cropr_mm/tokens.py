@@ -313,6 +313,28 @@ class SparseFeature:
             raise ValueError(f'fill={fill!r} is unknown; valid are {", ".join(map(repr, FILLS))} or a tensor (C,)')
         return self._raster(fill).transpose(1, 2).unflatten(2, self.grid)
 
+    def predictions(self, channels: int) -> Tensor:
+        """What was predicted of tokens as they were removed, on the grid.
+
+        Args:
+            channels: C of :attr:`Removed.prediction`.
+
+        Returns:
+            (B, C + 1, H, W): the predictions, and 1 where there is one; 0 everywhere else.
+
+        Raises:
+            ValueError: predictions of another number of channels.
+        """
+        dense = self.tokens.new_zeros(self.tokens.shape[0], self.num_positions, channels + 1)
+        for part in self.removed:
+            if part.prediction is None:
+                continue
+            if part.prediction.shape[2] != channels:
+                raise ValueError(f'predictions of {part.prediction.shape[2]} channels; {channels} are expected')
+            there = F.pad(part.prediction.to(dense.dtype), (0, 1), value=1.0)
+            dense = dense.scatter(1, part.position.unsqueeze(-1).expand_as(there), there)
+        return dense.transpose(1, 2).unflatten(2, self.grid)
+
     def mean(self) -> Tensor:
         """Mean (B, C) over the positions that current tokens stand for; pruned ones do not count."""
         merged = [(part.position, part.owner, part.weight) for part in self.removed if part.owner is not None]

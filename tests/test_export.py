@@ -36,9 +36,12 @@ def segmentor(**more):
     pytest.importorskip('mmseg')
     head = dict(type='mmseg.FCNHead', in_channels=16, channels=16, in_index=0, num_convs=0, concat_input=False,
                 num_classes=3, norm_cfg=None)  # fmt: skip
+    neck = dict(type='TokenReinsertion')
+    if more.get('plan', {}).get('fusion') == 'logits':
+        neck, head = dict(neck, num_classes=3), dict(type='LogitFusionHead', head=head)
     return build('mmseg', dict(
         type='mmseg.EncoderDecoder', data_preprocessor=dict(type='mmseg.SegDataPreProcessor', **NORMALISE),
-        backbone=backbone(**more), neck=dict(type='TokenReinsertion'), decode_head=head, test_cfg=dict(mode='whole'),
+        backbone=backbone(**more), neck=neck, decode_head=head, test_cfg=dict(mode='whole'),
     ))  # fmt: skip
 
 
@@ -94,6 +97,7 @@ def run(file, images):
         ('.onnx', dict(pruner='tome')),
         ('.onnx', dict(pruner='algm', plan=dict(keep={0: 0.5, 2: 0.14}))),
         ('.onnx', dict(pruner='expedit', plan=dict(keep={1: 0.3}))),
+        ('.onnx', dict(plan=dict(rate=7, fusion='logits'))),
     ],
     ids=str,
 )
@@ -117,6 +121,7 @@ def test_a_segmentor_labels_as_mmsegmentation_does(options, suffix, tmp_path):
         ('.onnx', dict()),
         ('.pt2', dict(family='eva02', plan=dict(keep={0: 0.8, 1: 0.3}, round_to=4))),
         ('.onnx', dict(family='dinov3', plan=dict(target_ratio=0.6), out_indices=[1, 3])),
+        ('.pt2', dict(plan=dict(rate=7, round_to=1, fusion='logits'))),
     ],
     ids=str,
 )

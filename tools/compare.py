@@ -46,6 +46,7 @@ from cropr_mm.analysis.methods import (
     change,
     is_dense,
     is_segmentation,
+    needs_label_maps,
     own_method,
     parts_of,
 )
@@ -109,7 +110,7 @@ def methods_of(data: Data, names: Iterable[str]) -> list[str]:
     methods: list[str] = []
     for name in names:
         group = GROUPS.get(name, (name,))
-        methods += [m for m in group if data.segmentation or name not in GROUPS or not m.startswith('cropr-patch')]
+        methods += [m for m in group if data.segmentation or name not in GROUPS or not needs_label_maps(m)]
     return list(dict.fromkeys(methods))
 
 

@@ -116,13 +116,18 @@ def _stages(count: int) -> Callable[[Config], None]:
     return put
 
 
+def _fusion(cfg: Config, fusion: str | None) -> None:
+    """Another fusion, with the same pruners."""
+    if cfg.model.backbone.pruning.get('keep') is None:
+        cfg.merge_from_dict({f'{PRUNING}.blocks': list(schedule_of(cfg).blocks)})
+    cfg.merge_from_dict({f'{PRUNING}.fusion': fusion})
+
+
 def _exit(fill: str = 'exit') -> Callable[[Config], None]:
-    """No fusion: the same pruners, and tokens return by ``fill``."""
+    """No fusion: tokens return by ``fill``."""
 
     def put(cfg: Config) -> None:
-        if cfg.model.backbone.pruning.get('keep') is None:
-            cfg.merge_from_dict({f'{PRUNING}.blocks': list(schedule_of(cfg).blocks)})
-        cfg.merge_from_dict({f'{PRUNING}.fusion': None})
+        _fusion(cfg, None)
         if fill != 'exit':
             reinsertion = _reinsertion(cfg)
             reinsertion.fill = fill
@@ -133,7 +138,8 @@ def _exit(fill: str = 'exit') -> Callable[[Config], None]:
 
 
 def _keep(cfg: Config, plan: dict[str, float]) -> None:
-    cfg.merge_from_dict({PRUNING: dict(target_ratio=None, rate=None, blocks=None, keep=plan)})
+    cfg.merge_from_dict({PRUNING: dict(target_ratio=None, rate=None, blocks=None, keep=None)})
+    cfg.model.backbone.pruning.keep = plan  # as a whole: merged, it would be added to the blocks of another plan
 
 
 def _one_shot(part: int) -> Callable[[Config], None]:
@@ -151,9 +157,18 @@ def _two_blocks(cfg: Config) -> None:
 
 
 def _late(cfg: Config) -> None:
-    """The same pruners, and tokens return after the last block, by a learned cross-attention."""
-    _exit()(cfg)
-    cfg.merge_from_dict({f'{PRUNING}.fusion': 'cross_attention'})
+    """Tokens return after the last block, by a learned cross-attention."""
+    _fusion(cfg, 'cross_attention')
+
+
+def _logits(cfg: Config) -> None:
+    """Tokens do not return; pruned patches take the class that a linear classifier gave them as they left."""
+    if not is_segmentation(cfg):
+        raise ValueError('-logits: the data have no label maps; pruned patches have classes in segmentation alone')
+    _fusion(cfg, 'logits')
+    head = cfg.model.decode_head
+    _reinsertion(cfg).num_classes = head.num_classes
+    cfg.model.decode_head = dict(type='LogitFusionHead', head=head)
 
 
 def _reinsertion(cfg: Config) -> Any:
@@ -219,6 +234,7 @@ CHANGES: dict[str, Callable[[Config], None]] = {
     'fused-token': _option(f'{PRUNING}.absorb=fused_token'),
     'exit': _exit(),
     'late': _late,
+    'logits': _logits,
     'zero': _exit('zero'),
     'mask-token': _exit('mask_token'),
     'no-curriculum': _no_curriculum,
@@ -247,7 +263,7 @@ GROUPS = {
         for pruner in ('random', 'cropr', 'cropr-multilabel')
         for setting in ('50', '75', 'stages3', 'exit')
     ),
-    'returning': ('cropr-no-curriculum', 'cropr-exit', 'cropr-late', 'cropr-zero', 'cropr-mask-token'),
+    'returning': ('cropr-no-curriculum', 'cropr-exit', 'cropr-late', 'cropr-logits', 'cropr-zero', 'cropr-mask-token'),
     'cheaper': ('cropr-half', 'cropr-patch-half', 'cropr-patch-stride2', 'cropr-patch-stride4'),
     'retrofit': ('cropr-retrofit', 'cropr-finetune', 'random-finetune'),
     'pareto': (
@@ -279,6 +295,12 @@ def parts_of(method: str) -> tuple[str, list[str]]:
         f'method {method!r} is unknown; valid are dense, dense followed by -{", -".join(DENSE_CHANGES)}, the pruners '
         f'{", ".join(PRUNERS)}, and each of these followed by changes: -{", -".join(CHANGES)}'
     )
+
+
+def needs_label_maps(method: str) -> bool:
+    """Whether a method fits segmentation alone."""
+    pruner, changes = parts_of(method)
+    return pruner == 'cropr-patch' or 'logits' in changes
 
 
 def apply_method(cfg: Config, method: str) -> None:

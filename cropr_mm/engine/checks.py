@@ -52,6 +52,7 @@ def check_config(cfg: Config) -> None:
         necks = list(necks) if isinstance(necks, (list, tuple)) else [necks]
         if necks and is_type(necks[0], 'TokenReinsertion') and len(necks) > 1 and is_type(necks[1], *PYRAMIDS):
             check_stride(f'{where}.neck[1]', necks[1].get('in_stride', 16), holder.backbone.get('patch_size', 16))
+        _check_logits(where, holder, necks)
         for key in ('decode_head', 'auxiliary_head'):
             _check_levels(f'{where}.{key}', holder.get(key), _num_maps(holder.backbone, necks))
 
@@ -110,6 +111,20 @@ def _check_levels(key: str, head: Any, count: int | None) -> None:
                 f'{name}.in_index={index}, but neck gives {count} map{"s" * (count > 1)}; 0 to {count - 1} are valid '
                 f'(with in_channels to match){remedy}'
             )
+
+
+def _check_logits(where: str, holder: Any, necks: list[Any]) -> None:
+    pruning, head = holder.backbone.get('pruning'), holder.get('decode_head')
+    if not isinstance(pruning, Mapping) or pruning.get('fusion') != 'logits':
+        return
+    kind = head.get('type') if isinstance(head, Mapping) else None
+    fits = len(necks) == 1 and is_type(necks[0], 'TokenReinsertion') and necks[0].get('num_classes')
+    if not fits or not is_type(head, 'LogitFusionHead'):
+        raise ValueError(
+            f"{where}.backbone.pruning.fusion='logits' with {where}.decode_head.type={kind!r}; it takes "
+            f"{where}.neck=dict(type='TokenReinsertion', num_classes=…) alone and {where}.decode_head="
+            "dict(type='LogitFusionHead', head=dict(…)), the head as it was"
+        )
 
 
 def config_warnings(cfg: Config) -> list[str]:

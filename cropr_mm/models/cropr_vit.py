@@ -45,8 +45,8 @@ class CroprViT(PlainViT):
 
     Args:
         arch: see :class:`PlainViT`, as for all arguments that are not listed here.
-        out_indices: blocks whose output is returned. With a fusion the last block must be among them; with
-            ``fusion=None`` every pruner must stand before the last of them.
+        out_indices: blocks whose output is returned. With a fusion of tokens the last block must be among them; with
+            ``'logits'`` or None every pruner must stand before the last of them.
         drop_path_rate: stochastic depth of the last block, growing linearly from 0, or that of each block. With Last
             Layer Fusion the last block has none, as published.
         pruning: None for the dense model, or a dict: ``pruner`` (config of a
@@ -126,7 +126,7 @@ class CroprViT(PlainViT):
         last = self.out_indices[-1]
         if last == self.depth - 1:
             return
-        if schedule.fusion is not None:
+        if schedule.fusion in ('last_layer', 'cross_attention'):
             raise ValueError(
                 f'out_indices={out_indices!r} leaves out the last block, {self.depth - 1}, in which the pruned tokens '
                 f'return; add it, or set arch.depth={last + 1} for a model that ends there'

@@ -55,11 +55,28 @@ def config(where='model', **model):
             dict(auxiliary_head=[dict(in_index=1), dict(in_index=[0, 5])]),
             r'auxiliary_head\[1\].in_index=\[0, 5\], but neck gives 5 maps; 0 to 4',
         ),
+        *[
+            (
+                dict(backbone=dict(BACKBONE, pruning=dict(fusion='logits')), neck=neck, decode_head=dict(type=head)),
+                rf"backbone.pruning.fusion='logits' with \w.*decode_head.type='{head}'; it takes .*num_classes=…",
+            )
+            for neck, head in [
+                (dict(REINSERTION, num_classes=3), 'FCNHead'),
+                (REINSERTION, 'LogitFusionHead'),
+                ([dict(REINSERTION, num_classes=3), PYRAMID], 'LogitFusionHead'),
+            ]
+        ],
     ],
 )
 def test_what_is_left_of_the_old_backbone_is_named(where, model, words):
     with pytest.raises(ValueError, match=rf'^{where}\..*{words}'):
         check_config(config(where, **model))
+
+
+def test_early_exit_with_its_neck_and_head_passes():
+    backbone = dict(BACKBONE, pruning=dict(fusion='logits'))
+    head = dict(type='LogitFusionHead', head=dict(type='FCNHead'))
+    check_config(config(backbone=backbone, neck=dict(REINSERTION, num_classes=3), decode_head=head))
 
 
 class Wide(CroprViT):

@@ -12,9 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from cropr_mm import BasePruner, TokenReinsertion
-from cropr_mm.models.pruning.schedule import FUSIONS
+from cropr_mm.models.pruning import schedule
 from cropr_mm.models.rotary import apply_rotary, rotary_angles
 
+FUSIONS = [fusion for fusion in schedule.FUSIONS if fusion != 'logits']  # which brings no token back
 PLANS = [
     dict(rate=8),
     dict(rate=0.2),

@@ -104,33 +104,31 @@ class ExitingPruner(BasePruner):
         return tokens, [part._replace(prediction=self.head(part.x))]
 
 
-class Predictions(TokenReinsertion):
-    """A neck that gives the map and, as further channels, what was predicted for good."""
-
-    def forward(self, features):
-        maps = super().forward(features)
-        return tuple(torch.cat([m, self.predicted(f)], dim=1) for m, f in zip(maps, features))
-
-    def predicted(self, feature):
-        channels = feature.removed[0].prediction.shape[-1]
-        dense = feature.tokens.new_zeros(len(feature.tokens), feature.num_positions, channels)
-        for part in feature.removed:
-            dense = dense.scatter(1, part.position[..., None].expand(-1, -1, channels), part.prediction)
-        return dense.transpose(1, 2).unflatten(2, feature.grid)
-
-
 def test_early_exits_keep_their_predictions():
     pruning = dict(pruner=dict(type='ExitingPruner', num_classes=3), rate=8, fusion=None)
     model = small_vit(pruning=pruning, final_norm=False).eval()  # with it, removed values are those of the exit
     features = model(torch.randn(2, 3, 24, 24))
-    (maps,) = Predictions()(features)
-    assert maps.shape == (2, 16 + 3, 6, 6)
+    maps, found = TokenReinsertion(num_classes=3)(features)
+    assert maps.shape == (2, 16, 6, 6) and found.shape == (2, 3 + 1, 6, 6)
     predicted = torch.zeros(2, 36, 3)
     for block, part in zip(model.schedule.blocks, features[0].removed):
         logits = model.pruners[str(block)].head(part.x)
         predicted.scatter_(1, part.position[..., None].expand(-1, -1, 3), logits)
-    torch.testing.assert_close(maps[:, 16:].flatten(2).transpose(1, 2), predicted)
-    assert ((predicted != 0).any(dim=-1).sum(dim=1) == features[0].num_held - features[0].tokens.shape[1]).all()
+    left = (predicted != 0).any(dim=-1, keepdim=True).float()
+    torch.testing.assert_close(found.flatten(2).transpose(1, 2), torch.cat([predicted, left], dim=-1))
+    assert (left.sum(dim=1) == features[0].num_held - features[0].tokens.shape[1]).all()
+
+
+def test_predictions_are_not_lost_silently():
+    features = small_vit(pruning=dict(pruner=dict(type='ExitingPruner', num_classes=3), rate=8)).eval()
+    features = features(torch.randn(1, 3, 24, 24))
+    assert len(TokenReinsertion()(features)) == 1  # Last Layer Fusion: every token came back
+    pruning = dict(pruner=dict(type='ExitingPruner', num_classes=3), rate=8, fusion=None)
+    features = small_vit(pruning=pruning).eval()(torch.randn(1, 3, 24, 24))
+    with pytest.raises(ValueError, match=r'TokenReinsertion.num_classes=None, but pruned tokens left predictions'):
+        TokenReinsertion()(features)
+    with pytest.raises(ValueError, match='predictions of 3 channels; 4 are expected'):
+        TokenReinsertion(num_classes=4)(features)
 
 
 # --- what a reducer gives back is checked -----------------------------------------------------------------------------

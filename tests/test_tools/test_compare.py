@@ -11,7 +11,7 @@ import torch
 from filelock import FileLock
 from mmengine.config import Config
 
-from cropr_mm.analysis.methods import CHANGES, GROUPS, PRUNERS, apply_method, own_method, schedule_of
+from cropr_mm.analysis.methods import CHANGES, GROUPS, PRUNERS, apply_method, needs_label_maps, own_method, schedule_of
 from cropr_mm.benchmark.throughput import Timing
 from cropr_mm.cli.model import build_model
 
@@ -89,6 +89,10 @@ def change(base, data, method):
 @pytest.mark.parametrize('method', GROUPS['returning'])
 def test_ways_to_bring_tokens_back_change_what_they_are_named_for(data, library, method, base, data_folder):
     pytest.importorskip(library)
+    if data == 'sample-det' and needs_label_maps(method):
+        with pytest.raises(ValueError, match='-logits: the data have no label maps'):
+            change(base, data, method)
+        return
     cfg = change(base, data, method)
     model = build_model(cfg)
     neck = model.neck if data == 'sample-seg' else model.neck[0]
@@ -96,6 +100,9 @@ def test_ways_to_bring_tokens_back_change_what_they_are_named_for(data, library,
     assert cfg.custom_hooks[0].ramp == (0 if plain else 0.5)
     assert model.backbone.fusion == plain and model.backbone.schedule.blocks == (0, 1, 2, 3, 4, 5)
     assert neck.fill == {'cropr-zero': 'zero', 'cropr-mask-token': 'mask_token'}.get(method, 'exit')
+    assert (neck.num_classes == 9) == (method == 'cropr-logits')
+    if method == 'cropr-logits':
+        assert type(model.decode_head.head).__name__ == 'FCNHead' and model.num_classes == 9
 
 
 @pytest.mark.parametrize('method', GROUPS['cheaper'])
@@ -141,9 +148,13 @@ def test_what_starts_from_a_dense_model_trains_half_as_long(method, base):
 def test_a_stepwise_config_is_changed_as_well(keep, base):
     cfg = Config(base['sample-seg'].to_dict())
     cfg.merge_from_dict({'model.backbone.pruning': dict(rate=None, keep=keep)})
-    apply_method(cfg, 'cropr-stages3')
-    schedule = schedule_of(cfg)
+    stages, midway = Config(cfg.to_dict()), Config(cfg.to_dict())
+    apply_method(stages, 'cropr-stages3')
+    schedule = schedule_of(stages)
     assert schedule.blocks == (1, 3, 5) and 145 - sum(schedule.counts((12, 12), 1)) == 40
+    apply_method(midway, 'cropr-midway')
+    schedule = schedule_of(midway)
+    assert schedule.blocks == (3,) and 145 - sum(schedule.counts((12, 12), 1)) == 40
 
 
 def test_every_group_is_of_methods_that_are_there(base):

@@ -11,6 +11,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ...tokens import FILLS, SparseFeature
+from ...utils.checks import check_integer
 from ...utils.compat import makes_graph
 
 
@@ -22,6 +23,9 @@ class TokenReinsertion(BaseModule):
         fill: what stands at pruned positions where no fusion brought the tokens back: ``'exit'``, each token's value
             as it was pruned; ``'zero'``; ``'mask_token'``, a learned vector.
         embed_dim: channels of a token; needed for ``'mask_token'``.
+        num_classes: classes C; with ``pruning.fusion='logits'``, whose logits then follow the levels as one more map
+            (:meth:`~cropr_mm.tokens.SparseFeature.predictions`), for
+            :class:`~cropr_mm.models.logit_fusion.LogitFusionHead`.
         init_cfg: mmengine's initialisation config.
 
     Raises:
@@ -29,9 +33,14 @@ class TokenReinsertion(BaseModule):
     """
 
     def __init__(
-        self, fill: str = 'exit', embed_dim: int | None = None, init_cfg: dict[str, Any] | None = None
+        self,
+        fill: str = 'exit',
+        embed_dim: int | None = None,
+        num_classes: int | None = None,
+        init_cfg: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(init_cfg)
+        self.num_classes = None if num_classes is None else check_integer('TokenReinsertion.num_classes', num_classes)
         if fill not in (*FILLS, 'mask_token'):
             raise ValueError(f"fill={fill!r} is unknown; valid are 'exit', 'zero', 'mask_token'")
         if fill == 'mask_token' and not embed_dim:
@@ -51,6 +60,13 @@ class TokenReinsertion(BaseModule):
             maps[-1] = maps[-1] + 0 * fill.sum()
         for level, feature in zip(maps, features):
             note_stride(level, feature.patch_size)
+        if self.num_classes is not None:
+            maps.append(plain(features[-1].predictions(self.num_classes)))
+        elif any(part.prediction is not None for part in features[-1].removed):
+            raise ValueError(
+                'TokenReinsertion.num_classes=None, but pruned tokens left predictions, which would be lost; the '
+                "number of classes is expected (pruning.fusion='logits')"
+            )
         return tuple(maps)
 
 

@@ -45,12 +45,15 @@ class BaseReducer(nn.Module):
         needs_class_token: whether the model must have a [CLS] token.
         learns: whether :meth:`predict` gives something to train.
         fits_windows: whether the model may have windowed attention.
+        classifies: whether it takes ``classify=True``, with which what it removes has its logits in
+            :attr:`~cropr_mm.tokens.Removed.prediction` (``pruning.fusion='logits'``).
     """
 
     observes: bool = False
     needs_class_token: bool = False
     learns: bool = False
     fits_windows: bool = True
+    classifies: bool = False
 
     def __init__(self, embed_dim: int, grid: tuple[int, int], patch_size: int, deploy: bool = False) -> None:
         super().__init__()

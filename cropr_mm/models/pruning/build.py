@@ -94,6 +94,9 @@ def build_pruning(
     recompute = check_flag('pruning.aux_recompute', settings.pop('aux_recompute', False))
     supervision = AuxCollector(settings.pop('aux_share', 1.0), recompute)
     schedule = Schedule(depth, shape['grid'], **settings)
+    if schedule.fusion == 'logits':
+        _check_classifies(pruner['type'], absorb)
+        pruner['classify'] = True
     pruners = Pruners({str(block): MODELS.build({**shape, **pruner}) for block in schedule.blocks})
     for built in pruners.values():
         if not isinstance(built, BaseReducer):
@@ -112,3 +115,17 @@ def build_pruning(
                 f'pruning.pruner.type={pruner["type"]!r} reads the attention of the [CLS] token; arch.class_token=False'
             )
     return schedule, pruners, supervision
+
+
+def _check_classifies(kind: Any, absorb: Any) -> None:
+    built = MODELS.get(kind) if isinstance(kind, str) else kind
+    if not getattr(built, 'classifies', False):
+        raise ValueError(
+            f"pruning.fusion='logits' with pruning.pruner.type={kind!r}; a pruner that classifies what it prunes is "
+            'expected, such as DifficultyPruner'
+        )
+    if absorb is not None:
+        raise ValueError(
+            f"pruning.fusion='logits' with pruning.absorb={absorb!r}; None is expected, as each pruned token has "
+            'logits of its own'
+        )

@@ -11,7 +11,7 @@ import torch
 from ...utils.checks import check_integer, is_integer, is_number
 from ...utils.sizes import opened
 
-FUSIONS = ('last_layer', 'cross_attention', None)
+FUSIONS = ('last_layer', 'cross_attention', 'logits', None)
 PARTS = 10**12
 """Parts of a token, so that shares of tokens are integers."""
 
@@ -46,8 +46,8 @@ class Schedule:
             ones by default.
         round_to: the number of kept tokens, prefix included, is the multiple of this nearest to the plan (matrix
             kernels run slower on odd sizes). 1 switches rounding off.
-        fusion: ``'last_layer'``, ``'cross_attention'`` (:class:`~cropr_mm.models.pruning.late_return.LateReturn`) or
-            None.
+        fusion: ``'last_layer'``, ``'cross_attention'`` (:class:`~cropr_mm.models.pruning.late_return.LateReturn`),
+            ``'logits'`` (:mod:`~cropr_mm.models.logit_fusion`) or None.
 
     Attributes:
         blocks: the block before each pruner, ascending.

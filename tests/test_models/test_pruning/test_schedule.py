@@ -181,7 +181,7 @@ def test_the_limit_in_the_message_fits(grid, rate, fusion):
         (dict(target_ratio=True), r'pruning.target_ratio=True; a share'),
         (
             dict(rate=5, fusion='concat'),
-            r"pruning.fusion='concat'; one of 'last_layer', 'cross_attention', None",
+            r"pruning.fusion='concat'; one of 'last_layer', 'cross_attention', 'logits', None",
         ),
         (dict(rate=5, round_to=0), r'pruning.round_to=0; a positive integer'),
         (dict(rate=5, blocks=[10]), r'pruning.blocks=\[10\]; different blocks from 0 to 9'),
