@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .utils.sizes import surely
+
 FILLS = ('exit', 'zero')
 _REMEDY = (
     'it holds the tokens of a CroprViT, and maps come from TokenReinsertion, which is first in neck '
@@ -238,7 +240,7 @@ class SparseFeature:
             raise ValueError(f'SparseFeature.tokens has shape {tuple(self.tokens.shape)}; (B, K, C) is expected')
         count, grid = self.num_held, f'{self.grid[0]}×{self.grid[1]} grid'
         if self.position is None:
-            if count != self.num_positions:
+            if surely(count != self.num_positions):
                 raise ValueError(
                     f'SparseFeature has {count} tokens and no position on a {grid}; '
                     f'without positions all {self.num_positions} tokens are needed'
@@ -248,7 +250,7 @@ class SparseFeature:
                 f'SparseFeature.position is {self.position.dtype} of shape {tuple(self.position.shape)}; int64 of '
                 f'shape {tuple(self.tokens.shape[:2])}, as the tokens, is expected'
             )
-        elif count > self.num_positions:
+        elif surely(count > self.num_positions):
             raise ValueError(f'SparseFeature has {count} tokens on a {grid}; at most {self.num_positions} fit')
 
     @classmethod
@@ -280,7 +282,7 @@ class SparseFeature:
     @property
     def complete(self) -> bool:
         """Whether a current token stands for every position."""
-        return self.num_held == self.num_positions and all(part.owner is not None for part in self.removed)
+        return surely(self.num_held == self.num_positions) and all(part.owner is not None for part in self.removed)
 
     def clone(self) -> SparseFeature:
         """The same, in memory of its own."""
@@ -355,7 +357,7 @@ class SparseFeature:
             return self.tokens
         exits = isinstance(fill, str) and fill == 'exit'
         current = Tokens(self.tokens, self.position)
-        if self.complete or (exits and self.num_held == self.num_positions):
+        if self.complete or (exits and surely(self.num_held == self.num_positions)):
             return take_rows(*_rows_by_position(current, self.removed, self.num_positions))
         dense = self._background(fill)
         for position, x in [(self.position, self.tokens), *((part.position, part.x) for part in self.removed if exits)]:
