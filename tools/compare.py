@@ -45,7 +45,6 @@ from cropr_mm.analysis.methods import (
     apply_method,
     change,
     is_dense,
-    is_segmentation,
     needs_label_maps,
     own_method,
     parts_of,
@@ -59,6 +58,7 @@ from cropr_mm.cli.model import build_model
 from cropr_mm.models.cropr_vit import fold_scorers
 from cropr_mm.utils.checks import check_integer
 from cropr_mm.utils.io import whole_file, write_json
+from cropr_mm.utils.libraries import is_segmentation
 
 ROOT = Path(__file__).resolve().parents[1]
 

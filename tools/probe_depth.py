@@ -15,13 +15,13 @@ import torch
 from mmengine.runner import Runner
 
 from cropr_mm.analysis.depth import probe_depth
-from cropr_mm.analysis.methods import is_segmentation
 from cropr_mm.cli.arguments import add_run_arguments, plain_errors
 from cropr_mm.cli.config import load_config
 from cropr_mm.cli.inputs import check_data, check_weights
 from cropr_mm.cli.model import build_model, load_model
 from cropr_mm.utils.checks import check_integer
 from cropr_mm.utils.io import write_json
+from cropr_mm.utils.libraries import is_segmentation
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ from cropr_mm.cli.arguments import add_run_arguments, plain_errors
 from cropr_mm.cli.config import load_config
 from cropr_mm.cli.inputs import check_data
 from cropr_mm.cli.run import build_runner
+from cropr_mm.utils.libraries import is_segmentation
 
 
 def parse_args() -> argparse.Namespace:
@@ -40,7 +41,7 @@ def parse_args() -> argparse.Namespace:
 
 def keep_predictions(cfg: Config, out: str) -> None:
     """Write the predictions the way the config's library does."""
-    if cfg.get('default_scope') == 'mmseg':
+    if is_segmentation(cfg):
         evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
         evaluators[0].output_dir = out
         evaluators[0].keep_results = True

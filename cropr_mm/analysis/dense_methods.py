@@ -12,6 +12,7 @@ from mmengine.config import Config
 
 from ..models.archs import resolve_arch
 from ..utils.checks import is_type
+from ..utils.libraries import is_segmentation
 
 
 def _blocks(share: int) -> Callable[[Config], None]:
@@ -41,7 +42,7 @@ def _resolution(percent: int) -> Callable[[Config], None]:
     """Images, their labels in training, crops and windows of that share of the side. Labels are tested as they are."""
 
     def put(cfg: Config) -> None:
-        if cfg.get('default_scope') != 'mmseg':
+        if not is_segmentation(cfg):
             raise ValueError('dense-resolution: a config of mmsegmentation is expected')
 
         def scaled(size: Any) -> Any:

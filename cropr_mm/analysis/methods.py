@@ -16,13 +16,10 @@ from mmengine.config import Config, DictAction
 from ..models.archs import resolve_arch
 from ..models.pruning.schedule import Schedule, evenly_spaced
 from ..utils.checks import is_type
+from ..utils.libraries import is_segmentation
 from .dense_methods import DENSE_CHANGES
 
 PRUNING = 'model.backbone.pruning'
-
-
-def is_segmentation(cfg: Config) -> bool:
-    return cfg.get('default_scope') == 'mmseg'
 
 
 def change(cfg: Config, options: list[str]) -> None:

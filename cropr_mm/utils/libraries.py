@@ -10,6 +10,11 @@ from mmengine.config import Config
 _PACKAGES = dict(mmseg='mmsegmentation', mmdet='mmdet', mmpretrain='mmpretrain')
 
 
+def is_segmentation(cfg: Config) -> bool:
+    """Whether a config is for mmsegmentation."""
+    return cfg.get('default_scope') == 'mmseg'
+
+
 def register_library(cfg: Config) -> None:
     """Register the modules of the config's own library, and of no other."""
     scope = cfg.get('default_scope', 'mmengine')
