@@ -19,7 +19,7 @@ class LogitFusionHead(BaseModule):
     For ``pruning.fusion='logits'`` (the fusion of DToP, Tang et al., ICCV 2023): no token returns, and the logits of
     :class:`DifficultyPruner`'s linear classifier stand at pruned patches. ``TokenReinsertion(num_classes=…)`` gives
     them as its last map; the head gets the other maps. In training the loss is that of the logits so put together, so
-    the head learns from the patches that it is asked for.
+    the head learns from the patches that it is asked for. Weights of the head by itself load as well.
 
     Args:
         head: config of the decode head, one that gives one map of logits and has ``loss_by_feat`` and
@@ -61,6 +61,11 @@ class LogitFusionHead(BaseModule):
             )
         pruned = F.interpolate(pruned, logits.shape[-2:], mode='nearest')
         return torch.where(pruned[:, -1:] > 0, pruned[:, :-1].to(logits.dtype), logits)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        for key in [key for key in state_dict if key.startswith(prefix) and not key.startswith(f'{prefix}head.')]:
+            state_dict[f'{prefix}head.{key[len(prefix) :]}'] = state_dict.pop(key)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def loss(self, maps: Sequence[Tensor], samples: Sequence[Any], train_cfg: Any) -> dict[str, Tensor]:
         """Losses of the head, of the logits so put together."""

@@ -155,6 +155,17 @@ def test_where_nothing_is_pruned_it_is_the_head(scope):
     assert model.num_classes == model.out_channels == CLASSES
 
 
+def test_weights_of_the_head_alone_load(scope):
+    alone, wrapped = liven(MODELS.build(fcn())), LogitFusionHead(fcn())
+    wrapped.load_state_dict(alone.state_dict())
+    assert torch.equal(wrapped.head.conv_seg.weight, alone.conv_seg.weight)
+    other = LogitFusionHead(fcn())
+    other.load_state_dict(wrapped.state_dict())
+    assert torch.equal(other.head.conv_seg.bias, alone.conv_seg.bias)
+    with pytest.raises(RuntimeError, match=r'Unexpected key.*head\.conv\.weight'):
+        wrapped.load_state_dict({**alone.state_dict(), 'conv.weight': torch.zeros(1)})
+
+
 def test_maps_larger_than_the_grid(scope):
     class Upsampling(torch.nn.Module):
         def forward(self, levels):
