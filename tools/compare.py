@@ -49,9 +49,9 @@ from cropr_mm.analysis.methods import (
     own_method,
     parts_of,
 )
-from cropr_mm.analysis.pareto import Point, draw, family_of, time_models
-from cropr_mm.analysis.pareto import table as pareto_table
 from cropr_mm.benchmark.machine import describe_machine
+from cropr_mm.benchmark.pareto import Point, draw, family_of, time_models
+from cropr_mm.benchmark.pareto import table as pareto_table
 from cropr_mm.cli.arguments import plain_errors
 from cropr_mm.cli.evaluation import timed_images
 from cropr_mm.cli.model import build_model

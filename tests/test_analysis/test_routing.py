@@ -132,7 +132,7 @@ def test_each_sliding_window_counts_with_the_labels_of_its_crop():
         assert shares['classes'][name] == pytest.approx((row / tokens).tolist())
     assert shares['object_tokens'] == on_objects and shares['object_tokens'] + shares['background_tokens'] == 108
 
-    deepest = routed.deepest(4)[0]
+    deepest = routed.deepest()[0]
     assert deepest.shape == (6, 9) and deepest.min() >= KEPT
     parts = [torch.where(exits[0] == KEPT, 5, exits[0]) for exits in routed.exits]
     for x in range(9):  # 10 pixels are 2 patches and a half, which rounds to 2
