@@ -266,6 +266,11 @@ def _reached(counts: Tensor, fusion: bool) -> Tensor:
     return shares
 
 
+def has_pixel_labels(sample: Any) -> bool:
+    """Whether a data sample says where classes are: by a label map, or by instances with masks."""
+    return 'gt_sem_seg' in sample or instance_masks(sample) is not None
+
+
 def _class_pixels(sample: Any, size: tuple[int, int], num_classes: int) -> Tensor:
     """Label map (H, W) int64 in which C stands for padding and what has no label; of instances (C + 1, H, W) bool.
 
