@@ -72,9 +72,8 @@ def main() -> None:
         else:
             inputs, meta = dataset_inputs(cfg, args.indices)
         torch.manual_seed(0)
-        pictures = [
-            picture for one in track(inputs, 'images') for picture in take_pictures(model, pseudo_collate([one]))
-        ]
+        batches = (pseudo_collate([one]) for one in track(inputs, 'images'))
+        pictures = [picture for batch in batches for picture in take_pictures(model, batch)]
         out = draw_pictures(pictures, args.out, schedule.blocks if schedule else [], meta, args.pixels)
     print(f'{len(pictures)} images drawn to {out}')
 

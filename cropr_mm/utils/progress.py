@@ -6,7 +6,7 @@ import atexit
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import Any, Callable, TypeVar
 
@@ -24,7 +24,7 @@ def track(items: Iterable[T], title: str, total: int | None = None, show: bool =
         total: how many there are; None asks ``items``, and where that does not know, the bar only counts.
         show: False draws nothing in any case.
     """
-    if total is None and hasattr(items, '__len__'):
+    if total is None and isinstance(items, Sized):
         total = len(items)
     with progress_bar(title, total, show) as advance:
         for item in items:
