@@ -9,17 +9,20 @@ With --against also the share of one model's kept tokens that the other keeps, t
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from itertools import islice
+from typing import Any
 
 import torch
 from mmengine.runner import Runner
 
 from cropr_mm.analysis.routing import routing_overlap, routing_shares
-from cropr_mm.cli.arguments import add_run_arguments, plain_errors
+from cropr_mm.cli.arguments import add_run_arguments, plain_errors, print_written
 from cropr_mm.cli.config import load_config
 from cropr_mm.cli.inputs import check_data
 from cropr_mm.cli.model import load_model
 from cropr_mm.utils.io import write_json
+from cropr_mm.utils.progress import track
 
 
 def parse_args() -> argparse.Namespace:
@@ -52,17 +55,21 @@ def main() -> None:
         model = load_model(cfg, args.checkpoint)
         torch.manual_seed(0)
         loader = Runner.build_dataloader(cfg.test_dataloader, seed=0)
+        count = min(len(loader), args.batches or len(loader))
+
+        def batches(title: str) -> Iterator[Any]:
+            return track(islice(loader, args.batches), title, count)
+
         shares = routing_shares(
             model,
-            islice(loader, args.batches),
+            batches('images'),
             args.object_classes or cfg.get('object_classes'),
             loader.dataset.metainfo.get('classes', ()),
         )
         if args.against:
             config, checkpoint = args.against
             other = load_model(load_config(argparse.Namespace(**{**vars(args), 'config': config})), checkpoint)
-            overlap = routing_overlap(model, other, islice(loader, args.batches))
-            shares['overlap'] = overlap
+            shares['overlap'] = routing_overlap(model, other, batches('both models'))
     print(
         f'{shares["images"]} images, {shares["object_tokens"]} tokens on objects, '
         f'{shares["background_tokens"]} on background'
@@ -77,6 +84,7 @@ def main() -> None:
         print('kept by both after block', *(f'{block}: {share:.1%}' for block, share in shares['overlap'].items()))
     if args.json:
         write_json(args.json, shares)
+        print_written(args.json)
 
 
 if __name__ == '__main__':

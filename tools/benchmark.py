@@ -23,7 +23,7 @@ from cropr_mm.benchmark.machine import describe_machine
 from cropr_mm.benchmark.measure import draw, measure
 from cropr_mm.benchmark.variants import VARIANTS, build_variants
 from cropr_mm.checkpoint import read_checkpoint
-from cropr_mm.cli.arguments import plain_errors
+from cropr_mm.cli.arguments import plain_errors, print_written
 from cropr_mm.cli.timed_model import (
     add_model_arguments,
     add_setting_arguments,
@@ -178,6 +178,7 @@ def main() -> None:
         write_json(args.json, report)
     if args.plot and args.rounds:
         draw(figures, args.plot, f'{subject}, {work}, {height} × {width}, batch {args.batch_size}')
+    print_written(args.json, args.plot if args.rounds else None)
 
 
 if __name__ == '__main__':

@@ -49,16 +49,17 @@ from cropr_mm.analysis.methods import (
     own_method,
     parts_of,
 )
-from cropr_mm.analysis.pareto import Point, draw, family_of, time_models
-from cropr_mm.analysis.pareto import table as pareto_table
 from cropr_mm.benchmark.machine import describe_machine
-from cropr_mm.cli.arguments import plain_errors
+from cropr_mm.benchmark.pareto import Point, draw, family_of, time_models
+from cropr_mm.benchmark.pareto import table as pareto_table
+from cropr_mm.cli.arguments import plain_errors, print_written
 from cropr_mm.cli.evaluation import timed_images
 from cropr_mm.cli.model import build_model
 from cropr_mm.models.cropr_vit import fold_scorers
 from cropr_mm.utils.checks import check_integer
 from cropr_mm.utils.io import whole_file, write_json
 from cropr_mm.utils.libraries import is_segmentation
+from cropr_mm.utils.progress import track
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -462,11 +463,12 @@ def report(args: argparse.Namespace, results: list[dict[str, Any]]) -> None:
     with whole_file(args.work_dir / 'table.md') as partial:
         partial.write_text(text + '\n', encoding='utf-8')
     write_json(args.work_dir / 'results.json', dict(command=' '.join(sys.argv), **shared_about(results)))
-    print('\n' + text + f'\n\nwritten to {args.work_dir}: table.md, results.json')
+    print('\n' + text)
     for batch in args.speed:
         print(f'\nAccuracy against speed, batch {batch}:\n\n' + speed_table(args, results, batch))
-    if args.speed:
-        print(f'\nwritten to {args.work_dir}: ' + ', '.join(f'pareto-b{b}.png, .json' for b in args.speed))
+    print()
+    curves = [f'pareto-b{batch}.{kind}' for batch in args.speed for kind in ('png', 'json')]
+    print_written(*(args.work_dir / name for name in ('table.md', 'results.json', *curves)))
 
 
 def timed_model(cfg: Config, batch: int) -> tuple[Any, dict[str, Any]]:
@@ -540,7 +542,7 @@ def main() -> None:
                 return None
 
         with ThreadPoolExecutor(args.jobs) as pool:
-            results = [result for result in pool.map(attempt, plan) if result]
+            results = [result for result in track(pool.map(attempt, plan), 'runs', len(plan)) if result]
     if results:
         with plain_errors():
             report(args, results)

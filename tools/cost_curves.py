@@ -23,7 +23,9 @@ from cropr_mm.benchmark.figures import save_figure
 from cropr_mm.benchmark.machine import describe_machine
 from cropr_mm.benchmark.measure import Setting, measure
 from cropr_mm.benchmark.variants import build_variants
+from cropr_mm.cli.arguments import print_written
 from cropr_mm.utils.io import write_json
+from cropr_mm.utils.progress import track
 
 AXES = dict(size='side of the image in pixels', batch='images per batch', rate='share of tokens pruned per module')
 VARIANTS = ('dense', 'cropr', 'random')
@@ -80,17 +82,18 @@ def main() -> None:
     first = {axis: getattr(args, axis)[0] for axis in AXES}
     points: dict[str, list[dict[str, Any]]] = {axis: [] for axis in AXES}
     start = measure_point(args, **first)
-    for axis, rows in points.items():
-        for value in getattr(args, axis):
-            row = start if value == first[axis] else measure_point(args, **{**first, axis: value})
-            rows.append(row)
-            ratios = ', '.join(f'{name} {row[name]["ratio_to_dense"]:.2f}×' for name in VARIANTS[1:])
-            print(f'{axis} {value}: {ratios}; FLOPs limit {row["cropr"]["flops_limit"]:.2f}', flush=True)
+    places = [(axis, value) for axis in AXES for value in getattr(args, axis)]
+    for axis, value in track(places, 'points'):
+        row = start if value == first[axis] else measure_point(args, **{**first, axis: value})
+        points[axis].append(row)
+        ratios = ', '.join(f'{name} {row[name]["ratio_to_dense"]:.2f}×' for name in VARIANTS[1:])
+        print(f'{axis} {value}: {ratios}; FLOPs limit {row["cropr"]["flops_limit"]:.2f}', flush=True)
     surroundings = describe_machine(args.device)
     settings = dict(arch=args.arch, dtype=args.dtype, device=args.device, rounds=args.rounds)
     write_json(args.json, dict(**settings, **surroundings, **points))
     if args.plot:
         draw(points, args.plot, f'{args.arch}, {args.dtype}, {surroundings["machine"]}')
+    print_written(args.json, args.plot)
 
 
 if __name__ == '__main__':

@@ -23,8 +23,9 @@ from cropr_mm.benchmark.batches import random_batch
 from cropr_mm.benchmark.machine import check_device, describe_machine
 from cropr_mm.benchmark.measure import Setting, measure
 from cropr_mm.benchmark.variants import build_variants
-from cropr_mm.cli.arguments import plain_errors
+from cropr_mm.cli.arguments import plain_errors, print_written
 from cropr_mm.utils.io import write_json
+from cropr_mm.utils.progress import track
 
 THREE_STAGES = {5: 0.7, 11: 0.4, 17: 0.16}
 RATES = {512: 40, 1024: 160, 1536: 408}
@@ -119,7 +120,7 @@ def main() -> None:
         machine = describe_machine(device)
         if rounds:
             print(HEAD, flush=True)
-        for row in ROWS:
+        for row in track(ROWS, 'rows'):
             graph = row.graph and not args.dry_run
             setting = Setting(device, torch.bfloat16, row.training, cuda_graph=graph, rounds=rounds)
             models = build(row, device, shrink)
@@ -135,6 +136,7 @@ def main() -> None:
             report[-1].update(batch_size=row.batch, **machine, variants=figures)
             if args.json:
                 write_json(args.json, report)
+    print_written(args.json)
 
 
 if __name__ == '__main__':

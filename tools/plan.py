@@ -31,7 +31,7 @@ from cropr_mm.benchmark.planner import (
     time_schedules,
 )
 from cropr_mm.benchmark.variants import LEARNED, build_variants
-from cropr_mm.cli.arguments import plain_errors
+from cropr_mm.cli.arguments import plain_errors, print_written
 from cropr_mm.cli.timed_model import (
     add_model_arguments,
     add_setting_arguments,
@@ -145,7 +145,6 @@ def main() -> None:
             original.merge_from_dict(args.cfg_options)
             with whole_file(args.out) as partial:
                 with_plan(original, plan.keep).dump(partial)
-            print(f'written to {args.out}')
     if args.json:
         report = dict(
             **described(args, (height, width)),
@@ -158,6 +157,7 @@ def main() -> None:
             stages={stages: dict(keep=p.keep, kept=p.kept) for stages, p in plans.items()},
         )
         write_json(args.json, report)
+    print_written(args.out, args.json)
 
 
 if __name__ == '__main__':

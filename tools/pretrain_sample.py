@@ -18,19 +18,19 @@ import numpy as np
 import torch
 from mmengine.evaluator import Evaluator
 from mmengine.runner import Runner
-from mmengine.utils import ProgressBar
 from torch import nn
 from torch.utils.data import Dataset
 
 from cropr_mm.checkpoint.read import load_file
 from cropr_mm.checkpoint.whole_model import load_strictly
-from cropr_mm.cli.arguments import plain_errors
+from cropr_mm.cli.arguments import plain_errors, print_written
 from cropr_mm.sample_data import CLASSES, PHOTO_CHECKPOINT, SAMPLE_CHECKPOINT, THINGS, draw_crop
 from cropr_mm.sample_data.photo_scenes import PASTED, PHOTO_CLASSES, Places
 from cropr_mm.sample_data.photos import PHOTO_THINGS, read_photos
 from cropr_mm.sample_data.pretraining import CropAccuracy, CropModel
 from cropr_mm.utils.checks import check_integer
 from cropr_mm.utils.io import whole_file
+from cropr_mm.utils.progress import track
 
 ARCH = dict(family='vit', embed_dim=128, depth=8, num_heads=4)
 
@@ -40,13 +40,7 @@ class Crops(Dataset):
 
     def __init__(self, seed: int, first: int, count: int, augment: bool) -> None:
         self.augment = augment
-        print(f'Drawing {count} crops')
-        bar, self.crops = ProgressBar(count), []
-        for index in range(first, first + count):
-            self.crops.append(draw_crop(seed, index))
-            if len(self.crops) % 100 == 0:
-                bar.update(100)
-        print()
+        self.crops = [draw_crop(seed, index) for index in track(range(first, first + count), 'drawing crops')]
 
     def __len__(self) -> int:
         return len(self.crops)
@@ -179,6 +173,7 @@ def main() -> None:
     model = runner.train()
     save(model.vit, args.out)
     print(f'{args.out}: {args.out.stat().st_size / 2**20:.1f} MiB')
+    print_written(args.work_dir)
 
 
 def save(vit: nn.Module, path: Path) -> None:

@@ -15,13 +15,14 @@ import torch
 from mmengine.runner import Runner
 
 from cropr_mm.analysis.depth import probe_depth
-from cropr_mm.cli.arguments import add_run_arguments, plain_errors
+from cropr_mm.cli.arguments import add_run_arguments, plain_errors, print_written
 from cropr_mm.cli.config import load_config
 from cropr_mm.cli.inputs import check_data, check_weights
 from cropr_mm.cli.model import build_model, load_model
 from cropr_mm.utils.checks import check_integer
 from cropr_mm.utils.io import write_json
 from cropr_mm.utils.libraries import is_segmentation
+from cropr_mm.utils.progress import track
 
 
 def main() -> None:
@@ -55,13 +56,17 @@ def main() -> None:
             settings.sampler = dict(type='DefaultSampler', shuffle=False)
             loaders[key] = Runner.build_dataloader(settings, seed=0)
         found = probe_depth(
-            model, loaders['train_dataloader'], loaders['test_dataloader'], cfg.get('object_classes') or ()
+            model,
+            track(loaders['train_dataloader'], 'training images'),
+            track(loaders['test_dataloader'], 'test images'),
+            cfg.get('object_classes') or (),
         )
     print(f'{"before block":12}', *(f'{block:6d}' for block in range(len(found['all']) - 1)), '  head')
     for name, row in found.items():
         print(f'{name:12}', *(f'{share:6.1%}' for share in row))
     if args.json:
         write_json(args.json, found)
+        print_written(args.json)
 
 
 if __name__ == '__main__':

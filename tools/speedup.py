@@ -42,7 +42,7 @@ from cropr_mm.benchmark.speedup import (
 )
 from cropr_mm.benchmark.variants import TRAINING_FREE
 from cropr_mm.checkpoint import load_every_parameter, load_strictly, read_checkpoint
-from cropr_mm.cli.arguments import add_run_arguments, plain_errors
+from cropr_mm.cli.arguments import add_run_arguments, plain_errors, print_written
 from cropr_mm.cli.config import load_config
 from cropr_mm.cli.distillation import distil, with_pruning
 from cropr_mm.cli.evaluation import check_one_process, evaluate, timed_images, use_few_images, validate_as_test
@@ -51,6 +51,7 @@ from cropr_mm.cli.run import build_runner
 from cropr_mm.models.cropr_vit import find_backbone
 from cropr_mm.utils.checks import check_integer, check_number, is_type
 from cropr_mm.utils.io import write_json
+from cropr_mm.utils.progress import track
 
 DENSE = 'dense'
 NOISE = 0.1
@@ -180,6 +181,7 @@ class Report:
         self.title = f'{Path(args.config).stem}: {images} images, timed in batches of {batch_size}'
         self.about = dict(config=args.config, checkpoint=args.checkpoint, images=images, batch_size=batch_size)
         self.done: list[tuple[Candidate, RatePoint]] = []
+        self.taught: list[Path] = []
         self.metric = ''
 
     @property
@@ -296,7 +298,7 @@ def teach(
     print(
         f'\n{candidate.series} at {rate:g} learns from the dense model in {args.distil_iters} steps: {file}', flush=True
     )
-    distil(cfg, candidate.pruning, candidate.checkpoint, args.distil_iters, args.distil_lr, file)
+    report.taught.append(distil(cfg, candidate.pruning, candidate.checkpoint, args.distil_iters, args.distil_lr, file))
     weights, _ = read_checkpoint(str(file))
     series = f'{candidate.series}, distilled'
     prefix = f'{backbone_name(runner.model)}pruners.'
@@ -332,7 +334,7 @@ def main() -> None:
         )
     report = Report(args, Path(cfg.work_dir), images, batch_size)
     print(f'evaluating on {images} images …\n\n{HEAD}', flush=True)
-    for i, candidate in enumerate(candidates):
+    for i, candidate in enumerate(track(candidates, 'evaluating')):
         timing, pruned = timed[i]
         point = RatePoint(candidate.rate, timing.images_per_second, timing.spread, pruned, series=candidate.series)
         measure(runner, candidate, report, point)
@@ -340,7 +342,8 @@ def main() -> None:
         with plain_errors():
             teach(cfg, runner, report, args, *row)
     print_best(report, bool(cfg.model.backbone.get('pruning')))
-    print('\n' + '\n'.join(str(report.out / f'speedup.{kind}') for kind in ('json', 'csv', 'png')))
+    print()
+    print_written(*(report.out / f'speedup.{kind}' for kind in ('json', 'csv', 'png')), *report.taught)
 
 
 if __name__ == '__main__':

@@ -29,7 +29,7 @@ from cropr_mm.benchmark.rates import (
     write_csv,
 )
 from cropr_mm.checkpoint import load_strictly, read_checkpoint
-from cropr_mm.cli.arguments import add_run_arguments, plain_errors
+from cropr_mm.cli.arguments import add_run_arguments, plain_errors, print_written
 from cropr_mm.cli.config import load_config
 from cropr_mm.cli.evaluation import check_one_process, evaluate, timed_images
 from cropr_mm.cli.inputs import check_data
@@ -102,7 +102,7 @@ def main() -> None:
             f'{point.images_per_second / done[0].images_per_second:14.2f}'
             + ''.join(f'{point.metrics[name]:14.4g}' for name in metrics)
         )
-    print(f'{picture}\n{table}')
+    print_written(picture, table)
 
 
 if __name__ == '__main__':

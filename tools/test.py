@@ -13,13 +13,14 @@ import os
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
+from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel
 from mmengine.runner import Runner
 from torch.nn.parallel import DistributedDataParallel
 
 from cropr_mm.checkpoint import CheckpointError, check_checkpoint, load_every_parameter, weights_of
-from cropr_mm.cli.arguments import add_run_arguments, plain_errors
+from cropr_mm.cli.arguments import add_run_arguments, plain_errors, print_written
 from cropr_mm.cli.config import load_config
 from cropr_mm.cli.inputs import check_data
 from cropr_mm.cli.run import build_runner
@@ -116,6 +117,8 @@ def main() -> None:
         runner.register_hook(CompleteCheckpoint())
     with plain_errors((CheckpointError,)):
         runner.test()
+    if is_main_process():
+        print_written(args.out, args.show_dir, cfg.work_dir)
 
 
 if __name__ == '__main__':

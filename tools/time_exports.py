@@ -18,7 +18,7 @@ import torch
 
 from cropr_mm.benchmark.machine import describe_machine
 from cropr_mm.benchmark.throughput import compare_throughput
-from cropr_mm.cli.arguments import plain_errors
+from cropr_mm.cli.arguments import plain_errors, print_written
 from cropr_mm.export import load_export
 from cropr_mm.utils.checks import check_integer
 from cropr_mm.utils.io import write_json
@@ -82,6 +82,7 @@ def main() -> None:
             for file, t in timings.items()
         }
         write_json(args.json, dict(batch_size=args.batch_size, rounds=args.rounds, **describe_machine(), files=figures))
+        print_written(args.json)
 
 
 if __name__ == '__main__':

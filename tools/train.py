@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import argparse
 
+from mmengine.dist import is_main_process
+
 from cropr_mm.checkpoint.read import CheckpointError
-from cropr_mm.cli.arguments import add_run_arguments, plain_errors
+from cropr_mm.cli.arguments import add_run_arguments, plain_errors, print_written
 from cropr_mm.cli.config import load_config
 from cropr_mm.cli.inputs import check_data, check_weights
 from cropr_mm.cli.run import build_runner, set_resume
@@ -62,6 +64,8 @@ def main() -> None:
         runner.register_hook(TrainingChecks())
     with plain_errors((CheckpointError,)):
         runner.train()
+    if is_main_process():
+        print_written(cfg.work_dir)
 
 
 if __name__ == '__main__':

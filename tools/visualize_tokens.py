@@ -21,6 +21,7 @@ from cropr_mm.cli.config import load_config
 from cropr_mm.cli.inputs import check_data, check_images
 from cropr_mm.cli.model import load_model
 from cropr_mm.models.cropr_vit import find_backbone
+from cropr_mm.utils.progress import track
 
 
 def parse_args() -> argparse.Namespace:
@@ -71,7 +72,8 @@ def main() -> None:
         else:
             inputs, meta = dataset_inputs(cfg, args.indices)
         torch.manual_seed(0)
-        pictures = [picture for one in inputs for picture in take_pictures(model, pseudo_collate([one]))]
+        batches = (pseudo_collate([one]) for one in track(inputs, 'images'))
+        pictures = [picture for batch in batches for picture in take_pictures(model, batch)]
         out = draw_pictures(pictures, args.out, schedule.blocks if schedule else [], meta, args.pixels)
     print(f'{len(pictures)} images drawn to {out}')
 

@@ -24,10 +24,11 @@ from torch import Tensor
 
 from cropr_mm.benchmark.machine import check_device, describe_machine
 from cropr_mm.benchmark.throughput import compare_throughput
-from cropr_mm.cli.arguments import plain_errors
+from cropr_mm.cli.arguments import plain_errors, print_written
 from cropr_mm.models.windows import Windows, attend, count_windows, window_ids, windowed_attention
 from cropr_mm.utils.checks import check_integer
 from cropr_mm.utils.io import write_json
+from cropr_mm.utils.progress import track
 
 GRID, WINDOW, HEADS, CHANNELS, RATE = (96, 96), 16, 16, 64, 408
 
@@ -88,7 +89,7 @@ def main() -> None:
             check_integer('--blocks', block, 0, (GRID[0] * GRID[1] - 1) // RATE)
         check_device('--device', args.device)
     results = []
-    for block in args.blocks:
+    for block in track(args.blocks, 'blocks'):
         kept = GRID[0] * GRID[1] - RATE * block
         calls = contenders(kept, args.device, getattr(torch, args.dtype))
         timings = compare_throughput(calls, 1, args.rounds, warmup=1, device=args.device)
@@ -100,6 +101,7 @@ def main() -> None:
     if args.json:
         settings = dict(device=args.device, dtype=args.dtype)
         write_json(args.json, dict(**describe_machine(args.device), **settings, results=results))
+    print_written(args.json)
 
 
 if __name__ == '__main__':

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine import fileio
+from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
-from ..models.cropr_vit import find_backbone
-from .routing import KEPT, predict_with_routing
+from .routing import KEPT, Routed, predict_with_routing
 
 SCORE = 0.3
 """Instances below this score are not drawn."""
@@ -43,20 +45,24 @@ def take_pictures(model: nn.Module, batch: dict[str, Any]) -> list[TokenPicture]
         model: in evaluation mode, with a CroprViT.
         batch: as a data loader gives it; the data samples name their image files.
     """
-    from PIL import Image
+    return pictures_of(predict_with_routing(model, batch))
 
-    routed = predict_with_routing(model, batch)
-    patch_size = find_backbone(model).patch_size
+
+def pictures_of(routed: Routed, backend_args: dict[str, Any] | None = None) -> list[TokenPicture]:
+    """Keep what pictures of a prediction need.
+
+    Args:
+        routed: with data samples that name their image files.
+        backend_args: of mmengine's file backend, from which the images are read.
+    """
     pictures = []
-    for prediction, sample, exit_map in zip(routed.predictions, routed.samples, routed.deepest(patch_size)):
-        height, width = sample.img_shape[:2]
-        with Image.open(sample.img_path) as file:
-            image = np.asarray(file.convert('RGB').resize((width, height), Image.Resampling.BICUBIC))
+    for prediction, sample, exit_map in zip(routed.predictions, routed.samples, routed.deepest()):
+        image = _image(sample, backend_args)
         pictures.append(
             TokenPicture(
                 image,
                 exit_map.numpy(),
-                patch_size,
+                routed.backbone.patch_size,
                 _labels(prediction, 'pred', image.shape),
                 _labels(sample, 'gt', image.shape),
             )
@@ -64,10 +70,23 @@ def take_pictures(model: nn.Module, batch: dict[str, Any]) -> list[TokenPicture]
     return pictures
 
 
+def _image(sample: Any, backend_args: dict[str, Any] | None) -> np.ndarray:
+    from PIL import Image
+
+    height, width = sample.img_shape[:2]
+    with Image.open(io.BytesIO(fileio.get(sample.img_path, backend_args))) as file:
+        return np.asarray(file.convert('RGB').resize((width, height), Image.Resampling.BICUBIC))
+
+
 def _labels(sample: Any, kind: str, shape: tuple[int, ...]) -> dict[str, Any] | None:
     """Label map or instances of a data sample, at the size of the image."""
+    if not isinstance(sample, BaseDataElement):
+        return None
+    sample = sample.cpu()
     if f'{kind}_sem_seg' in sample:
-        label = getattr(sample, f'{kind}_sem_seg').data.reshape(1, 1, *getattr(sample, f'{kind}_sem_seg').shape[-2:])
+        labels = getattr(sample, f'{kind}_sem_seg')
+        label = labels.data if hasattr(labels, 'data') else labels.sem_seg  # mmseg, mmdet
+        label = label.reshape(1, 1, *labels.shape[-2:])
         resized = torch.nn.functional.interpolate(label.float(), shape[:2], mode='nearest')
         return dict(sem_seg=resized[0, 0].numpy().astype(int))
     instances = sample.get(f'{kind}_instances')
@@ -79,11 +98,11 @@ def _labels(sample: Any, kind: str, shape: tuple[int, ...]) -> dict[str, Any] | 
     boxes = np.asarray(boxes.tensor if hasattr(boxes, 'tensor') else boxes, dtype=float).reshape(-1, 4)
     masks = instances.get('masks')
     masks = masks.to_ndarray() if hasattr(masks, 'to_ndarray') else masks
-    ratio = shape[1] / sample.ori_shape[1], shape[0] / sample.ori_shape[0]
-    if kind == 'pred':  # mmdet gives predictions at the size of the file
-        boxes = boxes * np.array([*ratio, *ratio])
     if isinstance(masks, Tensor):
-        masks = masks.cpu().numpy()
+        masks = masks.numpy()
+    size, file = shape[:2], tuple(sample.ori_shape[:2])
+    if kind == 'pred' or masks is None or masks.shape[-2:] != size:  # mmdet's tests: at the size of the file
+        boxes = boxes * np.array([size[1] / file[1], size[0] / file[0]] * 2)
     return dict(boxes=boxes, masks=masks, labels=np.asarray(instances.labels), scores=instances.get('scores'))
 
 
@@ -106,12 +125,32 @@ def draw_pictures(
     Raises:
         ValueError: nothing to draw.
     """
+    if not pictures:
+        raise ValueError('draw_pictures: pictures is empty')
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    _figure(pictures, blocks, meta, pixels).savefig(out)
+    return out
+
+
+def render_picture(
+    picture: TokenPicture, blocks: Sequence[int], meta: Mapping[str, Any] | None = None, pixels: int = 280
+) -> np.ndarray:
+    """As :func:`draw_pictures`, of one row, as an image (H, W, 3) uint8 RGB."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(_figure([picture], blocks, meta, pixels))
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _figure(
+    pictures: Sequence[TokenPicture], blocks: Sequence[int], meta: Mapping[str, Any] | None, pixels: int
+) -> Any:
     from matplotlib import colormaps
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    if not pictures:
-        raise ValueError('draw_pictures: pictures is empty')
     meta = meta or {}
     classes = list(meta.get('classes') or [])
     palette = np.array(meta.get('palette') or colormaps['tab20'](range(20))[:, :3] * 255, dtype=float) / 255
@@ -164,10 +203,7 @@ def draw_pictures(
             handlelength=1,
             columnspacing=0.9,
         )
-    out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out)
-    return out
+    return figure
 
 
 def _draw_panel(axis: Any, name: str, picture: TokenPicture, blocks: list[int], colours: Any, palette: Any) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -69,6 +70,7 @@ class Routed(NamedTuple):
         size: (H, W) of the batch.
         windows: what each forward pass of the backbone saw of it: all, or one of mmsegmentation's sliding windows.
         exits: of each pass, the map of exits (B, h, w).
+        backbone: the CroprViT that made the passes.
     """
 
     predictions: Any
@@ -76,14 +78,16 @@ class Routed(NamedTuple):
     size: tuple[int, int]
     windows: list[Window]
     exits: list[Tensor]
+    backbone: CroprViT
 
-    def deepest(self, patch_size: int) -> Tensor:
+    def deepest(self) -> Tensor:
         """One map of exits (B, H, W): of several windows with the same patch, the one in which it went deepest.
 
         Windows that begin inside a patch are moved to the nearest one.
         """
+        patch_size = self.backbone.patch_size
         grid = [-(-side // patch_size) for side in self.size]
-        depth = torch.full((len(self.samples), *grid), KEPT - 1)
+        depth = torch.full((len(self.exits[0]), *grid), KEPT - 1)
         for window, exits in zip(self.windows, self.exits):
             top, left = (round(part.start / patch_size) for part in window)
             place = depth[:, top : top + exits.shape[1], left : left + exits.shape[2]]
@@ -93,20 +97,70 @@ class Routed(NamedTuple):
         return depth
 
 
+class Recording:
+    """What the backbones of a model did in one prediction, from which :meth:`routed` makes maps of exits."""
+
+    def __init__(self, model: nn.Module, routings: dict[CroprViT, Routing]) -> None:
+        self._model = model
+        self._routings = routings
+        self.shape: tuple[int, ...] | None = None  # of the images, (B, 3, H, W)
+
+    def routed(self, predictions: Any, samples: list[Any]) -> Routed | None:
+        """Maps of exits of the prediction; None where the backbone saw no batch of images, or more than one.
+
+        Args:
+            predictions: what the model returned.
+            samples: data samples of the images.
+        """
+        backbone, routing = next(((b, r) for b, r in self._routings.items() if r.passes), (None, None))
+        if backbone is None or routing is None or self.shape is None:
+            return None
+        batch, height, width = self.shape[0], *self.shape[-2:]
+        windows = prediction_windows(self._model, (height, width))
+        if len(routing.passes) != len(windows):
+            return None
+        grids = [backbone.grid_of(rows.stop - rows.start, columns.stop - columns.start) for rows, columns in windows]
+        exits = [routing.exits(batch, grid, i) for i, grid in enumerate(grids)]
+        return Routed(predictions, samples, (height, width), windows, exits, backbone)
+
+
+@contextmanager
+def record_prediction(model: nn.Module) -> Iterator[Recording]:
+    """Record the exits in the one prediction inside the ``with``; it computes what it computes without.
+
+    Args:
+        model: of mmseg or mmdet, unwrapped; of several CroprViTs in it, the first that predicts counts.
+    """
+
+    def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        images = inspect.signature(module.forward).bind(*args, **kwargs).arguments.get('inputs')
+        recording.shape = tuple(images.shape) if isinstance(images, Tensor) else None
+
+    with ExitStack() as stack:
+        backbones = [module for module in model.modules() if isinstance(module, CroprViT)]
+        recording = Recording(model, {b: stack.enter_context(record_routing(b)) for b in backbones})
+        handle = model.register_forward_pre_hook(begin, with_kwargs=True)
+        stack.callback(handle.remove)
+        yield recording
+
+
 def predict_with_routing(model: Any, batch: dict[str, Any]) -> Routed:
-    """Run one batch of a data loader through a model of mmseg or mmdet."""
-    backbone = find_backbone(model)
+    """Run one batch of a data loader through a model of mmseg or mmdet.
+
+    Raises:
+        ValueError: the model has no CroprViT, or its backbone saw no batch of images, or more than one.
+    """
+    find_backbone(model)
     device = next(model.parameters()).device
     model.data_preprocessor.to(device)
-    with torch.no_grad(), record_routing(backbone) as routing:
+    with torch.no_grad(), record_prediction(model) as recording:
         data = model.data_preprocessor(batch, False)
         samples = [sample.clone() for sample in data['data_samples']]
         predictions = model(**data, mode='predict')
-    height, width = data['inputs'].shape[-2:]
-    windows = prediction_windows(model, (height, width))
-    grids = [backbone.grid_of(rows.stop - rows.start, columns.stop - columns.start) for rows, columns in windows]
-    exits = [routing.exits(len(samples), grid, i) for i, grid in enumerate(grids)]
-    return Routed(predictions, samples, (height, width), windows, exits)
+    routed = recording.routed(predictions, samples)
+    if routed is None:
+        raise ValueError(f'{type(model).__name__}: its backbone saw no batch of images, or more than one')
+    return routed
 
 
 def routing_shares(
@@ -135,47 +189,86 @@ def routing_shares(
     Raises:
         ValueError: no labels, or no batch at all.
     """
-    backbone = find_backbone(model)
-    depth = backbone.depth
-    reached = torch.zeros(2, depth, dtype=torch.float64)
-    total = torch.zeros(2, dtype=torch.float64)
+    depth = find_backbone(model).depth
+    groups = torch.zeros(2, depth + 1, dtype=torch.float64)
     names = [*classes, 'background']
-    class_reached = torch.zeros(len(names), depth, dtype=torch.float64)
-    class_total = torch.zeros(len(names), dtype=torch.float64)
-    count = 0
+    of_classes = torch.zeros(len(names), depth + 1, dtype=torch.float64)
+    count, fusion = 0, False
     for batch in batches:
         routed = predict_with_routing(model, batch)
-        samples, size = routed.samples, routed.size
-        objects = torch.stack([object_pixels(s, size, object_classes).cpu() for s in samples])
-        labels = [_class_pixels(s, size, len(classes)) for s in samples if classes]
+        patch_size, fusion = routed.backbone.patch_size, routed.backbone.fusion
+        objects = torch.stack([object_pixels(s, routed.size, object_classes).cpu() for s in routed.samples])
         for window, exits in zip(routed.windows, routed.exits):
-            exits = torch.where(exits == KEPT, depth, exits).flatten(1)
-            there = torch.stack([exits >= block for block in range(depth)], dim=-1)  # (B, patches, blocks)
-            if backbone.fusion:
-                there[..., -1] = True
-            share = in_patches(objects[(..., *window)], backbone.patch_size).flatten(1)
-            for row, group in enumerate((share >= 0.5, share < 0.5)):
-                total[row] += group.sum()
-                reached[row] += there[group].sum(dim=0)
-            for sample, pixels in enumerate(labels):
-                covered = _class_shares(pixels[(..., *window)], backbone.patch_size, len(classes))
-                class_total += covered.sum(dim=0)
-                class_reached += torch.einsum('pc,pd->cd', covered, there[sample].to(covered))
-        count += len(samples)
+            on_object = in_patches(objects[(..., *window)], patch_size).flatten() >= 0.5
+            groups += _count(exits.flatten(), torch.stack([on_object, ~on_object], dim=1).double(), depth)
+        if classes:
+            of_classes += exits_of_classes(routed, len(classes))
+        count += len(routed.samples)
     if not count:
         raise ValueError('the data loader gave no batch')
-    shares = (reached / total.clamp(min=1).unsqueeze(1)).tolist()
+    shares = _reached(groups, fusion).tolist()
+    tokens = of_classes.sum(dim=1).tolist()
+    reached = _reached(of_classes, fusion).tolist()
     return dict(
         object=shares[0],
         background=shares[1],
-        object_tokens=int(total[0]),
-        background_tokens=int(total[1]),
+        object_tokens=int(groups[0].sum()),
+        background_tokens=int(groups[1].sum()),
         images=count,
-        classes={
-            name: (row / tokens).tolist() for name, row, tokens in zip(names, class_reached, class_total) if tokens > 0
-        },
-        class_tokens={name: float(tokens) for name, tokens in zip(names, class_total) if tokens > 0},
+        classes={name: row for name, row, total in zip(names, reached, tokens) if total > 0},
+        class_tokens={name: total for name, total in zip(names, tokens) if total > 0},
     )
+
+
+def exits_of_classes(routed: Routed, num_classes: int) -> Tensor:
+    """How many patches of each class were pruned after each block.
+
+    A patch counts for each class by the share of it that the class covers, and once for each window that it is in.
+
+    Args:
+        routed: with data samples that carry a label map, or instances with masks.
+        num_classes: classes C.
+
+    Returns:
+        (C + 1, depth + 1) float64; the last row is what no instance covers, the last column what was never pruned.
+    """
+    patch_size, depth = routed.backbone.patch_size, routed.backbone.depth
+    counts = torch.zeros(num_classes + 1, depth + 1, dtype=torch.float64)
+    for i, sample in enumerate(routed.samples):
+        pixels = _class_pixels(sample, routed.size, num_classes)
+        for window, exits in zip(routed.windows, routed.exits):
+            covered = _class_shares(pixels[(..., *window)], patch_size, num_classes)
+            counts += _count(exits[i].flatten(), covered, depth)
+    return counts
+
+
+def exits_of_all(routed: Routed) -> Tensor:
+    """How many patches were pruned after each block, per image and forward pass: (depth + 1,) float64.
+
+    The last one is those never pruned.
+    """
+    exits = torch.cat([part.flatten(1) for part in routed.exits])  # windows have one size
+    return _count(exits.flatten(), torch.ones(exits.numel(), 1).double(), routed.backbone.depth)[0] / len(exits)
+
+
+def _count(exits: Tensor, weights: Tensor, depth: int) -> Tensor:
+    """Sums (K, depth + 1) of weights (P, K) by the exits (P,) of their patches, ``KEPT`` last."""
+    counts = weights.new_zeros(weights.shape[1], depth + 1)
+    return counts.index_add_(1, torch.where(exits == KEPT, depth, exits), weights.t())
+
+
+def _reached(counts: Tensor, fusion: bool) -> Tensor:
+    """Counts (K, depth + 1) by exit → share (K, depth) that reaches each block; with a fusion all reach the last."""
+    left = counts.flip(1).cumsum(1).flip(1)
+    shares = left[:, :-1] / left[:, :1].clamp(min=torch.finfo(left.dtype).tiny)
+    if fusion:
+        shares[:, -1] = (left[:, 0] > 0).to(shares)
+    return shares
+
+
+def has_pixel_labels(sample: Any) -> bool:
+    """Whether a data sample says where classes are: by a label map, or by instances with masks."""
+    return 'gt_sem_seg' in sample or instance_masks(sample) is not None
 
 
 def _class_pixels(sample: Any, size: tuple[int, int], num_classes: int) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..utils.checks import check_integer
+from ..utils.progress import track
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def compare_throughput(
             repeats[name] = max(1, round(min_seconds / max(seconds_of(call, 1, device), 1e-9)))
         seconds: dict[str, list[float]] = {name: [] for name in calls}
         names = list(calls)
-        for i in range(rounds):
+        for i in track(range(rounds), 'timing, rounds'):
             # A different one begins each round: none is always the first after a pause.
             for name in names[i % len(names) :] + names[: i % len(names)]:
                 seconds[name].append(seconds_of(calls[name], repeats[name], device))

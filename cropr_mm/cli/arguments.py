@@ -1,4 +1,4 @@
-"""What the command lines share: options of a run, and errors in one line."""
+"""What the command lines share: options of a run, errors in one line, and what was written where."""
 
 from __future__ import annotations
 
@@ -36,3 +36,10 @@ def plain_errors(kinds: tuple[type[Exception], ...] = _WRONG_INPUT) -> Iterator[
         yield
     except kinds as error:
         sys.exit(f'{Path(sys.argv[0]).name}: error: {error}')
+
+
+def print_written(*paths: str | Path | None) -> None:
+    """Print one line per file or folder that a tool wrote, as its last lines; None, an option not given, is none."""
+    for path in paths:
+        if path is not None:
+            print(f'written: {path}', flush=True)

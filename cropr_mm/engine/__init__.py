@@ -1,4 +1,4 @@
-"""What hooks into mmengine's training: losses, curriculum, retrofit, distillation, optimizer groups, FSDP."""
+"""What hooks into mmengine's training: losses, curriculum, retrofit, distillation, optimizer groups, FSDP, pictures."""
 
 from .bfloat16 import let_mmcv_take_bfloat16
 from .cropr_hook import CroprHook
@@ -6,6 +6,7 @@ from .distillation import Distilled
 from .fsdp import CroprFSDPStrategy, wrap_vit_blocks
 from .layer_decay import CroprLayerDecayOptimWrapperConstructor
 from .oracle_hook import OracleHook
+from .token_visualization_hook import TokenVisualizationHook
 
 __all__ = [
     'CroprFSDPStrategy',
@@ -13,6 +14,7 @@ __all__ = [
     'CroprLayerDecayOptimWrapperConstructor',
     'Distilled',
     'OracleHook',
+    'TokenVisualizationHook',
     'let_mmcv_take_bfloat16',
     'wrap_vit_blocks',
 ]

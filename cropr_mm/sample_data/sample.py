@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, Callable
 
 import numpy as np
-from mmengine.utils import ProgressBar
 
 from ..utils.checks import check_integer
 from ..utils.io import whole_folder
+from ..utils.progress import progress_bar
 from .classes import THINGS
 from .scenes import Scene, draw_scene
 
@@ -42,7 +42,7 @@ def write_sample_data(
         train, val: number of images, 1 to 100,000 each.
         seed: at least 0.
         size: side of the images in pixels, 32 to 4096.
-        progress: show a bar.
+        progress: show a bar, on a terminal.
 
     Returns:
         ``out``.
@@ -79,11 +79,9 @@ def write_scenes(
         return out
     try:
         with whole_folder(out) as partial:
-            bar = ProgressBar(asked['train'] + asked['val']) if progress else None
-            for split, count in (('training', asked['train']), ('validation', asked['val'])):
-                _write_split(partial, split, count, drawer(split), things, bar)
-            if bar is not None:
-                bar.file.write('\n')
+            with progress_bar('scenes', asked['train'] + asked['val'], progress) as advance:
+                for split, count in (('training', asked['train']), ('validation', asked['val'])):
+                    _write_split(partial, split, count, drawer(split), things, advance)
             (partial / MANIFEST).write_text(json.dumps(asked) + '\n')
     except OSError:
         if not _is_complete(out, asked):  # else another process finished the same data set first
@@ -115,7 +113,7 @@ def _is_complete(out: Path, asked: dict[str, Any]) -> bool:
 
 
 def _write_split(
-    root: Path, split: str, count: int, draw: Callable[[int], Scene], things: Sequence[str], bar: ProgressBar | None
+    root: Path, split: str, count: int, draw: Callable[[int], Scene], things: Sequence[str], advance: Callable[[], None]
 ) -> None:
     from PIL import Image
 
@@ -132,8 +130,7 @@ def _write_split(
         images.append(dict(id=index + 1, file_name=f'{index:05d}.jpg', height=height, width=width))
         for annotation in _instances(scene):
             annotations.append(dict(annotation, id=len(annotations) + 1, image_id=index + 1))
-        if bar is not None and (index % 50 == 49 or index + 1 == count):
-            bar.update(index % 50 + 1)
+        advance()
     categories = [dict(id=number, name=name) for number, name in enumerate(things, 1)]
     content = dict(images=images, annotations=annotations, categories=categories)
     (root / 'annotations' / f'instances_{split}.json').write_text(json.dumps(content))

@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
+from mmengine.structures import BaseDataElement, InstanceData
 
-from cropr_mm.analysis.pictures import TokenPicture, draw_pictures
+from cropr_mm.analysis.pictures import TokenPicture, _labels, draw_pictures, render_picture
 from cropr_mm.analysis.routing import KEPT
 
 pytest.importorskip('matplotlib')
@@ -36,6 +38,28 @@ def test_prediction_and_truth(tmp_path):
     pixels = np.asarray(Image.open(file).convert('RGB'))
     assert pixels.shape[1] == 800
     assert (pixels[100, 450] == (255, 0, 0)).all()
+
+
+def test_an_image_in_memory_is_the_one_in_the_file(tmp_path):
+    file = draw_pictures([picture()], tmp_path / 'tokens.png', [0, 1, 2], pixels=200)
+    assert np.array_equal(render_picture(picture(), [0, 1, 2], pixels=200), np.asarray(Image.open(file).convert('RGB')))
+
+
+@pytest.mark.parametrize(
+    ('kind', 'masks', 'expected'),
+    [
+        ('pred', None, [4, 5, 8, 10]),  # at the size of the file
+        ('gt', None, [4, 5, 8, 10]),
+        ('gt', (1, 20, 40), [4, 5, 8, 10]),
+        ('gt', (1, 10, 20), [8, 10, 16, 20]),  # at the size that the model saw
+    ],
+)
+def test_boxes_lie_where_the_model_saw_them(kind, masks, expected):
+    instances = InstanceData(bboxes=torch.tensor([[8.0, 10, 16, 20]]), labels=torch.tensor([1]))
+    if masks:
+        instances.masks = torch.ones(masks, dtype=torch.bool)
+    sample = BaseDataElement(metainfo=dict(ori_shape=(20, 40), img_shape=(10, 20)), **{f'{kind}_instances': instances})
+    assert _labels(sample, kind, (10, 20, 3))['boxes'].tolist() == [expected]
 
 
 def test_nothing_to_draw(tmp_path):

@@ -8,7 +8,14 @@ from helpers import cropr, seg_sample, small_vit
 from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement, InstanceData
 
-from cropr_mm.analysis.routing import KEPT, predict_with_routing, record_routing, routing_overlap, routing_shares
+from cropr_mm.analysis.routing import (
+    KEPT,
+    exits_of_all,
+    predict_with_routing,
+    record_routing,
+    routing_overlap,
+    routing_shares,
+)
 from cropr_mm.models.cropr_vit import find_backbone
 
 PRUNING = dict(rate=8, pruner=cropr())
@@ -107,6 +114,24 @@ class Slider(Segmentor):
         return data_samples
 
 
+@pytest.mark.parametrize(
+    'pruning',
+    [
+        PRUNING,
+        dict(rate=8, pruner=dict(type='ToMeReducer')),
+        dict(rate=8, pruner=cropr(), absorb='nearest'),
+        dict(rate=8, pruner=cropr(), absorb='fused_token'),
+        dict(rate=8, pruner=cropr(), fusion=None, blocks=[0, 2]),
+    ],
+)
+def test_exits_of_all_count_per_image_and_window(pruning):
+    model = Slider(pruning).eval()
+    samples = [seg_sample(torch.zeros(24, 36)) for _ in range(2)]
+    routed = predict_with_routing(model, dict(inputs=torch.randn(2, 3, 24, 36), data_samples=samples))
+    gone = dict(zip(model.backbone.schedule.blocks, model.backbone.schedule.counts((6, 6), 1)))
+    assert exits_of_all(routed).tolist() == [*(gone.get(block, 0) for block in range(5)), 36 - sum(gone.values())]
+
+
 def test_each_sliding_window_counts_with_the_labels_of_its_crop():
     model, label = Slider(PRUNING).eval(), torch.randint(0, 3, (24, 36))
     image, sample = torch.randn(1, 3, 24, 36), seg_sample(label)
@@ -132,7 +157,7 @@ def test_each_sliding_window_counts_with_the_labels_of_its_crop():
         assert shares['classes'][name] == pytest.approx((row / tokens).tolist())
     assert shares['object_tokens'] == on_objects and shares['object_tokens'] + shares['background_tokens'] == 108
 
-    deepest = routed.deepest(4)[0]
+    deepest = routed.deepest()[0]
     assert deepest.shape == (6, 9) and deepest.min() >= KEPT
     parts = [torch.where(exits[0] == KEPT, 5, exits[0]) for exits in routed.exits]
     for x in range(9):  # 10 pixels are 2 patches and a half, which rounds to 2

@@ -6,7 +6,9 @@ import json
 def test_every_row_is_rehearsed(run_tool, tmp_path, capsys):
     run_tool('gpu_tables', '--dry-run', '--json', tmp_path / 'gpu.json')
     report = json.loads((tmp_path / 'gpu.json').read_text())
-    assert len(capsys.readouterr().out.splitlines()) == len(report) == 13
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(report) == 13
+    assert last == f'written: {tmp_path / "gpu.json"}'
     for row in report:
         figures = row['variants']
         assert set(figures) == {'dense', 'difficulty', 'three stages'}

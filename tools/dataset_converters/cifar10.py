@@ -14,13 +14,13 @@ import re
 from pathlib import Path
 
 import numpy as np
-from mmengine.utils import ProgressBar
 from PIL import Image
 
 from cropr_mm.cli.archives import print_counts, read_members
 from cropr_mm.cli.arguments import plain_errors
 from cropr_mm.sample_data.photos import PHOTO_SIZE, PHOTO_THINGS
 from cropr_mm.utils.io import whole_folder
+from cropr_mm.utils.progress import progress_bar
 
 IMAGES = dict(train=50000, test=10000)
 BATCHES = dict(train=[f'data_batch_{number}.bin' for number in range(1, 6)], test=['test_batch.bin'])
@@ -35,7 +35,7 @@ def convert(source: str | Path, out: str | Path, progress: bool = True) -> dict[
     Args:
         source: a tar or zip archive of the binary version, or such a folder.
         out: folder to write; must not exist, or be empty.
-        progress: show a bar.
+        progress: show a bar, on a terminal.
 
     Returns:
         Images per split.
@@ -51,20 +51,17 @@ def convert(source: str | Path, out: str | Path, progress: bool = True) -> dict[
     with whole_folder(out) as partial:
         batches = _read(source)
         counts = {split: sum(len(batches[name]) for name in names) for split, names in BATCHES.items()}
-        bar = ProgressBar(sum(counts.values())) if progress else None
-        for split, names in BATCHES.items():
-            for name in PHOTO_THINGS:
-                (partial / split / name).mkdir(parents=True)
-            written = [0] * len(PHOTO_THINGS)
-            for record in (record for name in names for record in batches[name]):
-                label, planes = int(record[0]), record[1:].reshape(3, PHOTO_SIZE, PHOTO_SIZE)
-                file = partial / split / PHOTO_THINGS[label] / f'{written[label]:04d}.png'
-                Image.fromarray(np.ascontiguousarray(planes.transpose(1, 2, 0))).save(file)
-                written[label] += 1
-                if bar is not None:
-                    bar.update()
-        if bar is not None:
-            bar.file.write('\n')
+        with progress_bar('photographs', sum(counts.values()), progress) as advance:
+            for split, names in BATCHES.items():
+                for name in PHOTO_THINGS:
+                    (partial / split / name).mkdir(parents=True)
+                written = [0] * len(PHOTO_THINGS)
+                for record in (record for name in names for record in batches[name]):
+                    label, planes = int(record[0]), record[1:].reshape(3, PHOTO_SIZE, PHOTO_SIZE)
+                    file = partial / split / PHOTO_THINGS[label] / f'{written[label]:04d}.png'
+                    Image.fromarray(np.ascontiguousarray(planes.transpose(1, 2, 0))).save(file)
+                    written[label] += 1
+                    advance()
     return counts
 
 

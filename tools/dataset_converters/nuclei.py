@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any, Callable, Dict, NamedTuple
 
 import numpy as np
-from mmengine.utils import ProgressBar
 
 from cropr_mm.cli.archives import BROKEN_ARCHIVE, open_png, unreadable
 from cropr_mm.cli.arguments import plain_errors
 from cropr_mm.sample_data.sample import encode_rle
 from cropr_mm.utils.io import whole_folder
+from cropr_mm.utils.progress import track
 
 SPLITS = ('train', 'val')
 # What is read, with or without folders in front: ID/images/ID.png and ID/masks/ANY.png.
@@ -58,7 +58,7 @@ def convert(source: str | Path, out: str | Path, progress: bool = True) -> Count
     Args:
         source: a zip archive of stage1_train, or such a folder; other folders may stand in front.
         out: folder to write; must not exist, or be empty.
-        progress: show a bar.
+        progress: show a bar, on a terminal.
 
     Raises:
         FileNotFoundError: no ``source``.
@@ -70,7 +70,7 @@ def convert(source: str | Path, out: str | Path, progress: bool = True) -> Count
         raise FileNotFoundError(f'{source} does not exist; stage1_train.zip or such a folder is expected')
     with whole_folder(out) as partial, _opened(source) as (paths, read):
         images, masks = _sorted_out(source, paths)
-        return _write(partial, images, masks, read, ProgressBar(len(images)) if progress else None)
+        return _write(partial, images, masks, read, progress)
 
 
 @contextmanager
@@ -118,13 +118,13 @@ def _sorted_out(source: Path, paths: list[str]) -> tuple[dict[str, str], _Paths]
     return {image_id: path for image_id, same in found['images'].items() for path in same.values()}, found['masks']
 
 
-def _write(root: Path, images: dict[str, str], masks: _Paths, read: _Read, bar: ProgressBar | None) -> Counts:
+def _write(root: Path, images: dict[str, str], masks: _Paths, read: _Read, progress: bool) -> Counts:
     data: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for split in SPLITS:
         (root / 'images' / split).mkdir(parents=True)
         data[split] = dict(images=[], annotations=[], categories=[dict(id=1, name='nucleus')])
     empty = 0
-    for image_id in sorted(images):
+    for image_id in track(sorted(images), 'images', show=progress):
         if image_id in masks:
             split = split_of(image_id)
             content, file = data[split], root / 'images' / split / f'{image_id[:16]}.jpg'
@@ -142,10 +142,6 @@ def _write(root: Path, images: dict[str, str], masks: _Paths, read: _Read, bar: 
                 else:
                     ids = dict(id=len(content['annotations']) + 1, image_id=number, category_id=1)
                     content['annotations'].append(dict(ids, **annotation))
-        if bar is not None:
-            bar.update()
-    if bar is not None:
-        bar.file.write('\n')
     for split, content in data.items():
         (root / f'instances_{split}.json').write_text(json.dumps(content))
     counts = {split: len(content['images']) for split, content in data.items()}

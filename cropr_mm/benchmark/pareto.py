@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from ..benchmark.figures import save_figure
-from ..benchmark.flops import count_flops
-from ..benchmark.throughput import Timing, compare_throughput
-from .methods import RATES, is_dense
+from ..analysis.methods import RATES, is_dense
+from .figures import save_figure
+from .flops import count_flops
+from .throughput import Timing, compare_throughput
 
 
 class Point(NamedTuple):

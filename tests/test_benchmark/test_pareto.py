@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cropr_mm.analysis.pareto import Point, accuracy_at, draw, families, family_of, table, time_models
+from cropr_mm.benchmark.pareto import Point, accuracy_at, draw, families, family_of, table, time_models
 
 POINTS = [
     Point('dense', 1.0, 0.01, (40.0, 41.0, 39.0)),
