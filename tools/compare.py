@@ -464,31 +464,41 @@ def report(args: argparse.Namespace, results: list[dict[str, Any]]) -> None:
         partial.write_text(text + '\n', encoding='utf-8')
     write_json(args.work_dir / 'results.json', dict(command=' '.join(sys.argv), **shared_about(results)))
     print('\n' + text)
+    accuracy = accuracies(args, results) if args.speed else {}
+    models = {method: model_and_data(config_of(args, method)) for method in accuracy}
     for batch in args.speed:
-        print(f'\nAccuracy against speed, batch {batch}:\n\n' + speed_table(args, results, batch))
+        print(f'\nAccuracy against speed, batch {batch}:\n\n' + speed_table(args, accuracy, models, batch))
     print()
     curves = [f'pareto-b{batch}.{kind}' for batch in args.speed for kind in ('png', 'json')]
     print_written(*(args.work_dir / name for name in ('table.md', 'results.json', *curves)))
 
 
-def timed_model(cfg: Config, batch: int) -> tuple[Any, dict[str, Any]]:
-    """The model of a method, with initial weights, and the first test image several times as it takes it."""
+def model_and_data(cfg: Config) -> tuple[Any, Any]:
+    """The model of a method, with initial weights, and its test images."""
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     model: Any = build_model(cfg)
     fold_scorers(model)
-    return model, timed_images(DATASETS.build(cfg.test_dataloader.dataset), model, batch)
+    return model, DATASETS.build(cfg.test_dataloader.dataset)
 
 
-def speed_table(args: argparse.Namespace, results: list[dict[str, Any]], batch: int) -> str:
-    """Time the methods of the results in turn, draw accuracy against speed and write it all to files."""
-    key, metric, _ = METRICS[DATA[args.data].segmentation][0]
+def accuracies(args: argparse.Namespace, results: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """Method → its main metric with each seed."""
+    key = METRICS[DATA[args.data].segmentation][0][0]
     accuracy: dict[str, list[float]] = {}
     for result in results:
         accuracy.setdefault(result['method'], []).append(result[key])
     if 'dense' not in accuracy:
         raise ValueError('--speed: no finished run of dense among the methods, which speeds are measured against')
-    models = {method: timed_model(config_of(args, method), batch) for method in accuracy}
-    timings, flops = time_models(models, batch, args.rounds)
+    return accuracy
+
+
+def speed_table(
+    args: argparse.Namespace, accuracy: dict[str, list[float]], models: dict[str, tuple[Any, Any]], batch: int
+) -> str:
+    """Time the models in turn, draw accuracy against speed and write it all to files."""
+    metric = METRICS[DATA[args.data].segmentation][0][1]
+    timed = {method: (model, timed_images(images, model, batch)) for method, (model, images) in models.items()}
+    timings, flops = time_models(timed, batch, args.rounds)
     points = [
         Point(
             method,
