@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models.cropr_vit import find_backbone
+from ..utils.io import whole_file
 from .routing import KEPT, predict_with_routing
 
 SCORE = 0.3
@@ -164,10 +165,9 @@ def draw_pictures(
             handlelength=1,
             columnspacing=0.9,
         )
-    out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out)
-    return out
+    with whole_file(out) as partial:
+        figure.savefig(partial)
+    return Path(out)
 
 
 def _draw_panel(axis: Any, name: str, picture: TokenPicture, blocks: list[int], colours: Any, palette: Any) -> None:
