@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import io
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
@@ -172,11 +174,19 @@ def load_export(file: str | Path) -> Loaded:
     """Load a file that :func:`export` wrote: ``.onnx`` into ONNX Runtime on the CPU, ``.pt2`` into PyTorch.
 
     Raises:
-        ValueError: another suffix.
+        ValueError: another suffix, or the file is damaged or was never one.
         ModuleNotFoundError: ONNX Runtime is not installed.
     """
     file = check_suffix(file, SUFFIXES, 'file')
-    return (_load_onnx if file.suffix == '.onnx' else _load_pt2)(file)
+    runtime = _import('onnxruntime') if file.suffix == '.onnx' else None
+    try:
+        if runtime is not None:
+            return _load_onnx(file, runtime)
+        with zipfile.ZipFile(file):  # PyTorch would log a traceback
+            return _load_pt2(file)
+    except Exception as error:  # each reader has its own
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f'{file}: damaged, cut short or never a {file.suffix} file ({reason})') from error
 
 
 def check_output(out: str | Path) -> Path:
@@ -242,7 +252,9 @@ def _check_open_size(model: Any) -> int:
 
 
 def _write_pt2(program: Any, file: Path) -> list[str]:
-    torch.export.save(program, file)
+    buffer = io.BytesIO()  # on a full disk the writer would end the process
+    torch.export.save(program, buffer)
+    file.write_bytes(buffer.getvalue())
     return sorted({str(node.target) for node in program.graph.nodes if node.op == 'call_function'})
 
 
@@ -289,8 +301,7 @@ def _cubic(op: Any, old: int, new: Any) -> Any:
     return weights / op.ReduceSum(weights, [1], keepdims=1)
 
 
-def _load_onnx(file: Path) -> Loaded:
-    runtime = _import('onnxruntime')
+def _load_onnx(file: Path, runtime: Any) -> Loaded:
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = runtime.InferenceSession(str(file), options, providers=['CPUExecutionProvider'])

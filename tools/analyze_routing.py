@@ -17,10 +17,11 @@ import torch
 from mmengine.runner import Runner
 
 from cropr_mm.analysis.routing import routing_overlap, routing_shares
-from cropr_mm.cli.arguments import add_run_arguments, plain_errors, print_written
+from cropr_mm.cli.arguments import add_run_arguments, new_file, plain_errors, print_written
 from cropr_mm.cli.config import load_config
 from cropr_mm.cli.inputs import check_data
 from cropr_mm.cli.model import load_model
+from cropr_mm.utils.checks import check_integer
 from cropr_mm.utils.io import write_json
 from cropr_mm.utils.progress import track
 
@@ -42,20 +43,26 @@ def parse_args() -> argparse.Namespace:
         metavar=('CONFIG', 'CHECKPOINT'),
         help='another model with the same schedule; --cfg-options hold for both',
     )
-    parser.add_argument('--json', metavar='OUT', help='also write the shares to this file')
+    parser.add_argument('--json', type=new_file, metavar='OUT', help='also write the shares to this file')
     add_run_arguments(parser)
     return parser.parse_args()
 
 
+@plain_errors(())
 def main() -> None:
     args = parse_args()
     with plain_errors():
+        if args.batches is not None:
+            check_integer('--batches', args.batches)
         cfg = load_config(args)
         check_data(cfg, ['test_dataloader'])
         model = load_model(cfg, args.checkpoint)
         torch.manual_seed(0)
         loader = Runner.build_dataloader(cfg.test_dataloader, seed=0)
         count = min(len(loader), args.batches or len(loader))
+        classes = loader.dataset.metainfo.get('classes', ())
+        for label in args.object_classes or ():
+            check_integer('--object-classes', label, 0, len(classes) - 1 if classes else None)
 
         def batches(title: str) -> Iterator[Any]:
             return track(islice(loader, args.batches), title, count)
@@ -64,7 +71,7 @@ def main() -> None:
             model,
             batches('images'),
             args.object_classes or cfg.get('object_classes'),
-            loader.dataset.metainfo.get('classes', ()),
+            classes,
         )
         if args.against:
             config, checkpoint = args.against

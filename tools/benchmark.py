@@ -13,6 +13,7 @@ configs that inherit from a library's, need that library.
 from __future__ import annotations
 
 import argparse
+import math
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from cropr_mm.benchmark.machine import describe_machine
 from cropr_mm.benchmark.measure import draw, measure
 from cropr_mm.benchmark.variants import VARIANTS, build_variants
 from cropr_mm.checkpoint import read_checkpoint
-from cropr_mm.cli.arguments import plain_errors, print_written
+from cropr_mm.cli.arguments import new_file, new_picture, plain_errors, print_written
 from cropr_mm.cli.timed_model import (
     add_model_arguments,
     add_setting_arguments,
@@ -63,8 +64,8 @@ def parse_args() -> argparse.Namespace:
         '--progress', type=float, default=1.0, help='with --train: share of the final rate, as in the curriculum'
     )
     add_setting_arguments(how, 10, '0: count operations and tokens, time nothing')
-    parser.add_argument('--json', metavar='OUT', help='also write the figures to this file')
-    parser.add_argument('--plot', metavar='OUT', help='also draw them')
+    parser.add_argument('--json', type=new_file, metavar='OUT', help='also write the figures to this file')
+    parser.add_argument('--plot', type=new_picture, metavar='OUT', help='also draw them')
     return parser.parse_args()
 
 
@@ -74,7 +75,7 @@ def read_config(args: argparse.Namespace) -> Config:
     backbone = cfg.model.backbone
     rate = args.rate if args.rate is not None or backbone.get('pruning') else 88
     if rate is not None:
-        plan = dict(backbone.get('pruning') or {}, rate=int(rate) if rate >= 1 else rate)
+        plan = dict(backbone.get('pruning') or {}, rate=int(rate) if 1 <= rate < math.inf else rate)
         backbone.pruning = {key: value for key, value in plan.items() if key not in ('keep', 'target_ratio')}
     return cfg
 
@@ -128,6 +129,7 @@ def _same(figures: dict[str, dict[str, Any]]) -> list[tuple[tuple[int, ...], lis
     return list(groups.items())
 
 
+@plain_errors(())
 def main() -> None:
     args = parse_args()
     with plain_errors():
@@ -148,6 +150,7 @@ def main() -> None:
             args.num_classes,
             args.train,
             weights_for(args),
+            f'--checkpoint {args.checkpoint}',
         )
         for model in variants.values():
             find_backbone(model).pruning_progress = args.progress

@@ -52,9 +52,11 @@ from cropr_mm.analysis.methods import (
 from cropr_mm.benchmark.machine import describe_machine
 from cropr_mm.benchmark.pareto import Point, draw, family_of, time_models
 from cropr_mm.benchmark.pareto import table as pareto_table
-from cropr_mm.cli.arguments import plain_errors, print_written
+from cropr_mm.cli.arguments import new_folder, plain_errors, print_written
+from cropr_mm.cli.config import read_config
 from cropr_mm.cli.evaluation import timed_images
 from cropr_mm.cli.model import build_model
+from cropr_mm.engine.checks import check_config
 from cropr_mm.models.cropr_vit import fold_scorers
 from cropr_mm.utils.checks import check_integer
 from cropr_mm.utils.io import whole_file, write_json
@@ -127,7 +129,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="NAME='[METHOD] KEY=VALUE …'",
         help='also compare a method of your own: options for METHOD (default: cropr)',
     )
-    parser.add_argument('--work-dir', type=Path, help='default: work_dirs/compare-DATA')
+    parser.add_argument('--work-dir', type=new_folder, help='default: work_dirs/compare-DATA')
     parser.add_argument('--jobs', type=int, default=1, help='runs at a time; they share the cores evenly')
     parser.add_argument('--amp', action='store_true', help='train in mixed precision; needs an accelerator')
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='for every run')
@@ -146,12 +148,14 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--rounds', type=int, default=7, help='with --speed: of each method, in turn')
     args = parser.parse_args(arguments)
     args.data = ALIASES.get(args.data, args.data)
-    args.work_dir = args.work_dir or Path('work_dirs') / f'compare-{args.data}'
+    args.work_dir = Path(args.work_dir or f'work_dirs/compare-{args.data}')
     with plain_errors():
         check_integer('--jobs', args.jobs)
         check_integer('--rounds', args.rounds)
         for batch in args.speed:
             check_integer('--speed', batch)
+        for seed in args.seeds:
+            check_integer('--seeds', seed, 0)
         args.own = {name: (base, options) for name, base, options in map(own_method, args.method)}
         asked = args.methods if args.methods or args.own else DATA[args.data].groups
         args.methods = list(dict.fromkeys([*methods_of(DATA[args.data], asked or ()), *args.own]))
@@ -162,10 +166,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 @functools.lru_cache(maxsize=None)
-def read_config(path: Path) -> Config:
-    if not path.is_file():
-        raise FileNotFoundError(f'config {str(path.relative_to(ROOT))!r}: no such file')
-    return Config.fromfile(str(path))
+def config_file(path: Path) -> Config:
+    return read_config(path)
 
 
 def config_of(args: argparse.Namespace, method: str) -> Config:
@@ -173,9 +175,10 @@ def config_of(args: argparse.Namespace, method: str) -> Config:
     data = DATA[args.data]
     base, options = args.own.get(method, (method, []))
     kind = 'dense' if is_dense(base) else 'cropr'
-    cfg = copy.deepcopy(read_config(ROOT / 'configs' / data.configs.format(kind)))
+    cfg = copy.deepcopy(config_file(ROOT / 'configs' / data.configs.format(kind)))
     apply_method(cfg, base)
     change(cfg, [*options, *args.cfg_options])
+    check_config(cfg)
     cfg.val_dataloader, cfg.val_evaluator = cfg.test_dataloader, cfg.test_evaluator  # figures are of the test split
     return cfg
 
@@ -274,7 +277,8 @@ def _train_and_test(args: argparse.Namespace, run: Run) -> dict[str, Any]:
     if run.result_file.is_file():
         return json.loads(run.result_file.read_text())
     run.folder.mkdir(parents=True, exist_ok=True)
-    (run.folder / 'plan').write_text(run.digest)
+    with whole_file(run.folder / 'plan') as partial:
+        partial.write_text(run.digest)
     config = str((run.folder / 'config.py').resolve())
     with whole_file(config) as partial, DUMPING:
         run.cfg.dump(partial)
@@ -532,6 +536,7 @@ def finished(args: argparse.Namespace) -> list[dict[str, Any]]:
     return [json.loads(file.read_text()) for file in files if file.is_file()]
 
 
+@plain_errors(())
 def main() -> None:
     args = parse_args()
     failed = []

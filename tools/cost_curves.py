@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 from functools import partial
 from operator import itemgetter
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,10 +19,12 @@ import torch
 from cropr_mm import CroprViT
 from cropr_mm.benchmark.batches import random_batch
 from cropr_mm.benchmark.figures import save_figure
-from cropr_mm.benchmark.machine import describe_machine
+from cropr_mm.benchmark.machine import check_device, describe_machine
 from cropr_mm.benchmark.measure import Setting, measure
 from cropr_mm.benchmark.variants import build_variants
-from cropr_mm.cli.arguments import print_written
+from cropr_mm.cli.arguments import new_file, new_picture, plain_errors, print_written
+from cropr_mm.models.archs import resolve_arch
+from cropr_mm.utils.checks import check_integer, check_number
 from cropr_mm.utils.io import write_json
 from cropr_mm.utils.progress import track
 
@@ -40,8 +41,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--device', default='cpu')
     parser.add_argument('--dtype', choices=['float32', 'float16', 'bfloat16'], default='float32')
-    parser.add_argument('--json', type=Path, required=True, metavar='OUT')
-    parser.add_argument('--plot', type=Path, metavar='OUT')
+    parser.add_argument('--json', type=new_file, required=True, metavar='OUT')
+    parser.add_argument('--plot', type=new_picture, metavar='OUT')
     return parser.parse_args()
 
 
@@ -57,7 +58,7 @@ def measure_point(args: argparse.Namespace, size: int, batch: int, rate: float) 
     return dict(size=size, batch=batch, rate=rate, **{n: {k: row[k] for k in kept} for n, row in figures.items()})
 
 
-def draw(points: dict[str, list[dict[str, Any]]], path: Path, title: str) -> None:
+def draw(points: dict[str, list[dict[str, Any]]], path: str, title: str) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 3.4), dpi=120, facecolor='white', layout='constrained')
@@ -76,8 +77,23 @@ def draw(points: dict[str, list[dict[str, Any]]], path: Path, title: str) -> Non
     save_figure(figure, path, title)
 
 
+@plain_errors(())
 def main() -> None:
     args = parse_args()
+    with plain_errors():
+        for option in ('size', 'batch'):
+            for value in getattr(args, option):
+                check_integer(f'--{option}{"es" if option == "batch" else "s"}', value)
+        for rate in args.rate:
+            check_number('--rates', rate, above=0, below=1)
+        check_integer('--rounds', args.rounds)
+        check_device('--device', args.device)
+        resolve_arch(args.arch)
+        measure_axes(args)
+
+
+def measure_axes(args: argparse.Namespace) -> None:
+    """Time all points, print them, and write the files."""
     torch.manual_seed(0)
     first = {axis: getattr(args, axis)[0] for axis in AXES}
     points: dict[str, list[dict[str, Any]]] = {axis: [] for axis in AXES}

@@ -15,7 +15,7 @@ from typing import Any
 
 from cropr_mm.checkpoint import check_checkpoint, load_strictly, read_checkpoint, save_weights
 from cropr_mm.checkpoint.whole_model import SUFFIXES
-from cropr_mm.cli.arguments import add_run_arguments, plain_errors
+from cropr_mm.cli.arguments import add_run_arguments, new_file, plain_errors
 from cropr_mm.cli.config import load_config
 from cropr_mm.cli.model import build_model
 from cropr_mm.deploy import deployed_config, fold_into
@@ -30,7 +30,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='the config that the model was trained with')
     parser.add_argument('checkpoint', help='checkpoint of that training')
-    parser.add_argument('out', help=f'file to write, ending in {" or ".join(SUFFIXES)}')
+    parser.add_argument('out', type=new_file, help=f'file to write, ending in {" or ".join(SUFFIXES)}')
     parser.add_argument(
         '--no-ema', action='store_true', help='of a training with EMAHook, take the weights that were not averaged'
     )
@@ -38,6 +38,7 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+@plain_errors(())
 def main() -> None:
     args = parse_args()
     with plain_errors():

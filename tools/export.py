@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from cropr_mm.cli.arguments import add_run_arguments, plain_errors
+from cropr_mm.cli.arguments import add_run_arguments, new_file, plain_errors
 from cropr_mm.cli.config import load_config
 from cropr_mm.cli.inputs import check_images
 from cropr_mm.cli.model import load_model
@@ -32,7 +32,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='the config that the model was trained with')
     parser.add_argument('checkpoint', help='checkpoint of that training, or one that tools/deploy.py made of it')
-    parser.add_argument('out', help='file to write, ending in .pt2 or .onnx')
+    parser.add_argument('out', type=new_file, help='file to write, ending in .pt2 or .onnx')
     parser.add_argument(
         '--size', type=int, nargs=2, metavar=('H', 'W'), help='of the images (default: img_size of the backbone)'
     )
@@ -55,6 +55,7 @@ def load_images(files: list[str], size: tuple[int, int]) -> Tensor:
     return torch.stack([torch.from_numpy(array).permute(2, 0, 1) for array in arrays]).float()
 
 
+@plain_errors(())
 def main() -> None:
     args = parse_args()
     with plain_errors():

@@ -23,7 +23,8 @@ from cropr_mm.benchmark.batches import random_batch
 from cropr_mm.benchmark.machine import check_device, describe_machine
 from cropr_mm.benchmark.measure import Setting, measure
 from cropr_mm.benchmark.variants import build_variants
-from cropr_mm.cli.arguments import plain_errors, print_written
+from cropr_mm.cli.arguments import new_file, plain_errors, print_written
+from cropr_mm.utils.checks import check_integer
 from cropr_mm.utils.io import write_json
 from cropr_mm.utils.progress import track
 
@@ -106,16 +107,18 @@ def line(row: Row, figures: Mapping[str, Mapping[str, Any]]) -> str:
     return f'| {row.name} | {row.how} | {first["images_per_second"]:.0f} | {" | ".join(map(cell, others))} | {limits} |'
 
 
+@plain_errors(())
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--device', default='cuda')
     parser.add_argument('--rounds', type=int, default=4, help='of each model, in turn')
-    parser.add_argument('--json', metavar='OUT', help='also write the figures to this file')
+    parser.add_argument('--json', type=new_file, metavar='OUT', help='also write the figures to this file')
     parser.add_argument('--dry-run', action='store_true', help='on a CPU, on a tiny model, timing nothing')
     args = parser.parse_args()
     report: list[dict[str, Any]] = []
     with plain_errors():
         device, rounds, shrink = ('cpu', 0, 4) if args.dry_run else (args.device, args.rounds, 1)
+        check_integer('--rounds', rounds, 0 if args.dry_run else 1)
         check_device('--device', device)
         machine = describe_machine(device)
         if rounds:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from cropr_mm.cli.arguments import plain_errors
+from cropr_mm.cli.arguments import new_folder, plain_errors
 from cropr_mm.sample_data.photo_scenes import write_photo_scenes
 
 
+@plain_errors(())
 def main() -> None:
     parser = argparse.ArgumentParser(description='Write scenes of photographs (images, labels, COCO json).')
-    parser.add_argument('out', type=Path, help='folder to write; a complete one of the same settings is left as it is')
+    parser.add_argument(
+        'out', type=new_folder, help='folder to write; a complete one of the same settings is left as it is'
+    )
     parser.add_argument('--cifar10', type=Path, default=Path('data/cifar10'), help='default: %(default)s')
     parser.add_argument('--camvid', type=Path, default=Path('data/camvid'), help='default: %(default)s')
     parser.add_argument('--train', type=int, default=4000, metavar='N', help='training images (default: 4000)')

@@ -31,7 +31,8 @@ from cropr_mm.benchmark.planner import (
     time_schedules,
 )
 from cropr_mm.benchmark.variants import LEARNED, build_variants
-from cropr_mm.cli.arguments import plain_errors, print_written
+from cropr_mm.cli.arguments import new_file, plain_errors, print_written
+from cropr_mm.cli.config import merge_options, read_config
 from cropr_mm.cli.timed_model import (
     add_model_arguments,
     add_setting_arguments,
@@ -42,7 +43,7 @@ from cropr_mm.cli.timed_model import (
     timed_batch,
 )
 from cropr_mm.models.cropr_vit import find_backbone
-from cropr_mm.utils.checks import check_number
+from cropr_mm.utils.checks import check_number, check_suffix
 from cropr_mm.utils.io import whole_file, write_json
 from cropr_mm.utils.libraries import register_library
 
@@ -57,8 +58,8 @@ def parse_args() -> argparse.Namespace:
     target.add_argument('--latency-ms', type=float, metavar='MS', help='milliseconds per batch')
     add_model_arguments(parser.add_argument_group('what'))
     add_setting_arguments(parser.add_argument_group('how'), 5, 'how often each schedule is timed, in turn')
-    parser.add_argument('--out', metavar='CONFIG', help='also write the config with the plan in it')
-    parser.add_argument('--json', metavar='OUT', help='also write the figures to this file')
+    parser.add_argument('--out', type=new_file, metavar='CONFIG', help='also write the config with the plan in it')
+    parser.add_argument('--json', type=new_file, metavar='OUT', help='also write the figures to this file')
     return parser.parse_args()
 
 
@@ -79,6 +80,7 @@ def print_plans(costs: Costs, plans: dict[int, Plan], chosen: Plan) -> None:
         print(f'{stages:>6} {plan.kept:>6} {costs.dense / plan.seconds:>9.2f}×  {blocks}{mark}')
 
 
+@plain_errors(())
 def main() -> None:
     args = parse_args()
     with plain_errors():
@@ -88,8 +90,10 @@ def main() -> None:
         else:
             check_number('--latency-ms', args.latency_ms, above=0)
         cfg = read_model_config(args)
-        original = Config.fromfile(args.config) if args.config else None
+        original = read_config(args.config) if args.config else None
         pruning: dict[str, Any] = dict(cfg.model.backbone.get('pruning') or {})
+        if args.out:
+            check_suffix(args.out, ['.py'], '--out')
         if args.out and not (original and pruning):
             raise ValueError(f'--out={args.out!r}: a --config with model.backbone.pruning is expected')
         if args.whole_model:
@@ -142,7 +146,7 @@ def main() -> None:
             f'model.backbone.pruning = dict(pruner=…, keep={plan.keep})'
         )
         if args.out and original:
-            original.merge_from_dict(args.cfg_options)
+            merge_options(original, args.cfg_options)
             with whole_file(args.out) as partial:
                 with_plan(original, plan.keep).dump(partial)
     if args.json:

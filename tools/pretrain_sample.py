@@ -21,14 +21,13 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import Dataset
 
-from cropr_mm.checkpoint.read import load_file
-from cropr_mm.checkpoint.whole_model import load_strictly
-from cropr_mm.cli.arguments import plain_errors, print_written
+from cropr_mm.checkpoint import load_strictly, read_checkpoint
+from cropr_mm.cli.arguments import new_file, new_folder, plain_errors, print_written
 from cropr_mm.sample_data import CLASSES, PHOTO_CHECKPOINT, SAMPLE_CHECKPOINT, THINGS, draw_crop
 from cropr_mm.sample_data.photo_scenes import PASTED, PHOTO_CLASSES, Places
 from cropr_mm.sample_data.photos import PHOTO_THINGS, read_photos
 from cropr_mm.sample_data.pretraining import CropAccuracy, CropModel
-from cropr_mm.utils.checks import check_integer
+from cropr_mm.utils.checks import check_integer, check_number, check_suffix
 from cropr_mm.utils.io import whole_file
 from cropr_mm.utils.progress import track
 
@@ -92,12 +91,15 @@ def _loader(dataset: Dataset, batch: int, shuffle: bool) -> dict[str, Any]:
     return dict(dataset=dataset, batch_size=batch, num_workers=0, sampler=sampler, collate_fn=collate)
 
 
+@plain_errors(())
 def main() -> None:
     parser = argparse.ArgumentParser(description='Pre-train the small ViT of the sample configs.')
     parser.add_argument('--photos', type=Path, help='folder with CIFAR-10; without it objects are drawn')
     parser.add_argument('--camvid', type=Path, default=Path('data/camvid'), help='with --photos: what they lie on')
-    parser.add_argument('--out', type=Path, help='checkpoint to write (default: the shipped one)')
-    parser.add_argument('--work-dir', default='work_dirs/pretrain_sample', help='logs (default: %(default)s)')
+    parser.add_argument('--out', type=new_file, help='checkpoint to write (default: the shipped one)')
+    parser.add_argument(
+        '--work-dir', type=new_folder, default='work_dirs/pretrain_sample', help='logs (default: %(default)s)'
+    )
     parser.add_argument('--iters', type=int, help='default: 3000, with --photos 20000')
     parser.add_argument('--batch', type=int, help='images per step; default: 128, with --photos 512')
     parser.add_argument('--lr', type=float, default=1.5e-3)
@@ -116,10 +118,11 @@ def main() -> None:
         if getattr(args, key) is None:
             setattr(args, key, choice[from_photos])
     with plain_errors():
-        if args.out.suffix != '.safetensors':
-            raise ValueError(f'--out={args.out}; a name that ends in .safetensors is expected')
+        args.out = check_suffix(args.out, ['.safetensors'], '--out')
         for key, least in (('iters', 2), ('batch', 9 if from_photos else 1), ('crops', 1), ('places', 1), ('seed', 0)):
             check_integer(f'--{key}', getattr(args, key), least)
+        check_integer('--patch-size', args.patch_size)
+        check_number('--lr', args.lr, above=0)
         train: Dataset
         val: Dataset
         if from_photos:
@@ -136,7 +139,7 @@ def main() -> None:
         model = CropModel(ARCH, args.patch_size, len(THINGS), len(CLASSES))
     if args.start:
         with plain_errors():
-            load_strictly(model.vit, load_file(str(args.start))['state_dict'], f'--start={args.start}')
+            load_strictly(model.vit, read_checkpoint(str(args.start))[0], f'--start={args.start}')
     runner = Runner(
         model=model,
         work_dir=args.work_dir,

@@ -15,7 +15,7 @@ import torch
 from mmengine.runner import Runner
 
 from cropr_mm.analysis.depth import probe_depth
-from cropr_mm.cli.arguments import add_run_arguments, plain_errors, print_written
+from cropr_mm.cli.arguments import add_run_arguments, new_file, plain_errors, print_written
 from cropr_mm.cli.config import load_config
 from cropr_mm.cli.inputs import check_data, check_weights
 from cropr_mm.cli.model import build_model, load_model
@@ -25,12 +25,13 @@ from cropr_mm.utils.libraries import is_segmentation
 from cropr_mm.utils.progress import track
 
 
+@plain_errors(())
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file of mmsegmentation')
     parser.add_argument('checkpoint', nargs='?', help='checkpoint file (default: what init_cfg of the config names)')
     parser.add_argument('--images', type=int, default=400, help='of the training and of the test set, each')
-    parser.add_argument('--json', metavar='OUT', help='also write the accuracies to this file')
+    parser.add_argument('--json', type=new_file, metavar='OUT', help='also write the accuracies to this file')
     add_run_arguments(parser)
     args = parser.parse_args()
     with plain_errors():

@@ -312,6 +312,7 @@ def teach(
     measure(runner, own, report, replace(point, series=series, metrics={}))
 
 
+@plain_errors(())
 def main() -> None:
     args = parse_args()
     with plain_errors():

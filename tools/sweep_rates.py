@@ -29,7 +29,7 @@ from cropr_mm.benchmark.rates import (
     write_csv,
 )
 from cropr_mm.checkpoint import load_strictly, read_checkpoint
-from cropr_mm.cli.arguments import add_run_arguments, plain_errors, print_written
+from cropr_mm.cli.arguments import add_run_arguments, new_folder, plain_errors, print_written
 from cropr_mm.cli.config import load_config
 from cropr_mm.cli.evaluation import check_one_process, evaluate, timed_images
 from cropr_mm.cli.inputs import check_data
@@ -51,7 +51,9 @@ def parse_args() -> argparse.Namespace:
         help='tokens per module, or with values below 1 their share',
     )
     parser.add_argument('--metric', nargs='+', default=[], metavar='NAME', help='what to draw, e.g. mIoU or bbox_mAP')
-    parser.add_argument('--out', metavar='DIR', help='folder for sweep.png and sweep.csv (default: the work dir)')
+    parser.add_argument(
+        '--out', type=new_folder, metavar='DIR', help='folder for sweep.png and sweep.csv (default: the work dir)'
+    )
     parser.add_argument('--images', type=int, help='batch size of the timing (default: that of test_dataloader)')
     parser.add_argument('--rounds', type=int, default=5, help='rounds of the timing, all rates in turn')
     add_run_arguments(parser)
@@ -61,6 +63,7 @@ def parse_args() -> argparse.Namespace:
 def prepare(cfg: Config, args: argparse.Namespace, rates: Iterable[float]) -> tuple[Runner, Any, dict[float, Schedule]]:
     """A runner whose model has the checkpoint's weights, ready for inference, and the schedule of each rate."""
     check_one_process(args)
+    check_integer('--rounds', args.rounds)
     if args.images is not None:
         check_integer('--images', args.images)
     weights, _ = read_checkpoint(args.checkpoint)
@@ -74,6 +77,7 @@ def prepare(cfg: Config, args: argparse.Namespace, rates: Iterable[float]) -> tu
     return runner, runner.model.eval(), schedules
 
 
+@plain_errors(())
 def main() -> None:
     args = parse_args()
     with plain_errors():

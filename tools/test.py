@@ -19,11 +19,12 @@ from mmengine.model import BaseTTAModel
 from mmengine.runner import Runner
 from torch.nn.parallel import DistributedDataParallel
 
-from cropr_mm.checkpoint import CheckpointError, check_checkpoint, load_every_parameter, weights_of
-from cropr_mm.cli.arguments import add_run_arguments, plain_errors, print_written
+from cropr_mm.checkpoint import check_checkpoint, load_every_parameter, weights_of
+from cropr_mm.cli.arguments import add_run_arguments, new_folder, plain_errors, print_written
 from cropr_mm.cli.config import load_config
 from cropr_mm.cli.inputs import check_data
 from cropr_mm.cli.run import build_runner
+from cropr_mm.utils.io import check_place
 from cropr_mm.utils.libraries import is_segmentation
 
 
@@ -35,7 +36,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--out', help='keep the predictions: mmdetection, a .pkl file; mmsegmentation, a folder of label maps'
     )
-    parser.add_argument('--show-dir', help='paint the predictions into this folder')
+    parser.add_argument('--show-dir', type=new_folder, help='paint the predictions into this folder')
     parser.add_argument('--tta', action='store_true', help="test-time augmentation, by the config's tta_pipeline")
     return parser.parse_args()
 
@@ -44,11 +45,13 @@ def keep_predictions(cfg: Config, out: str) -> None:
     """Write the predictions the way the config's library does."""
     if is_segmentation(cfg):
         evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
+        check_place(out, folder=True)
         evaluators[0].output_dir = out
         evaluators[0].keep_results = True
         return
     if not out.endswith(('.pkl', '.pickle')):
         raise ValueError(f'--out={out!r}: a file that ends in .pkl is expected')
+    check_place(out)
     evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
     dump = 'DumpDetResults' if cfg.get('default_scope') == 'mmdet' else 'DumpResults'
     cfg.test_evaluator = [*evaluators, dict(type=dump, out_file_path=out)]
@@ -72,7 +75,7 @@ def paint_predictions(cfg: Config, folder: str) -> None:
 
 def augment(cfg: Config) -> None:
     """Wrap the model and replace the pipeline for test-time augmentation."""
-    if 'tta_pipeline' not in cfg or 'tta_model' not in cfg:
+    if not (cfg.get('tta_pipeline') and cfg.get('tta_model')):
         raise ValueError('--tta needs tta_pipeline and tta_model in the config')
     dataset = cfg.test_dataloader.dataset
     while 'dataset' in dataset:
@@ -96,9 +99,10 @@ class CompleteCheckpoint(Hook):
         while isinstance(model, (DistributedDataParallel, BaseTTAModel)):
             model = model.module
         with plain_errors():
-            load_every_parameter(model, weights_of(checkpoint), f'{runner._load_from}:')
+            load_every_parameter(model, weights_of(checkpoint, str(runner._load_from)), f'{runner._load_from}:')
 
 
+@plain_errors(())
 def main() -> None:
     args = parse_args()
     with plain_errors():
@@ -115,8 +119,7 @@ def main() -> None:
         check_data(cfg, ['test_dataloader'])
         runner = build_runner(cfg)
         runner.register_hook(CompleteCheckpoint())
-    with plain_errors((CheckpointError,)):
-        runner.test()
+    runner.test()
     if is_main_process():
         print_written(args.out, args.show_dir, cfg.work_dir)
 

@@ -18,7 +18,7 @@ import torch
 
 from cropr_mm.benchmark.machine import describe_machine
 from cropr_mm.benchmark.throughput import compare_throughput
-from cropr_mm.cli.arguments import plain_errors, print_written
+from cropr_mm.cli.arguments import new_file, plain_errors, print_written
 from cropr_mm.export import load_export
 from cropr_mm.utils.checks import check_integer
 from cropr_mm.utils.io import write_json
@@ -33,7 +33,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--batch-size', type=int, default=1)
     parser.add_argument('--rounds', type=int, default=5, help='how often each is timed; the median counts')
     parser.add_argument('--threads', type=int, help='CPU threads (default: as PyTorch chooses)')
-    parser.add_argument('--json', metavar='OUT', help='also write the figures to this file')
+    parser.add_argument('--json', type=new_file, metavar='OUT', help='also write the figures to this file')
     return parser.parse_args()
 
 
@@ -50,6 +50,7 @@ def image_size(file: str, size: tuple[int | None, ...], asked: Sequence[int] | N
     return tuple(asked or (side for side in size if side is not None))
 
 
+@plain_errors(())
 def main() -> None:
     args = parse_args()
     with plain_errors():

@@ -11,13 +11,13 @@ import argparse
 
 from mmengine.dist import is_main_process
 
-from cropr_mm.checkpoint.read import CheckpointError
 from cropr_mm.cli.arguments import add_run_arguments, plain_errors, print_written
 from cropr_mm.cli.config import load_config
 from cropr_mm.cli.inputs import check_data, check_weights
-from cropr_mm.cli.run import build_runner, set_resume
+from cropr_mm.cli.run import build_runner, has_accelerator, set_resume
 from cropr_mm.engine import CroprHook
 from cropr_mm.engine.checks import TrainingChecks, config_warnings
+from cropr_mm.engine.finite_loss import FiniteLoss
 
 
 def parse_args() -> argparse.Namespace:
@@ -41,6 +41,7 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+@plain_errors(())
 def main() -> None:
     args = parse_args()
     with plain_errors():
@@ -48,6 +49,8 @@ def main() -> None:
         if args.no_validate:
             cfg.update(val_cfg=None, val_dataloader=None, val_evaluator=None)
         if args.amp:
+            if not has_accelerator():
+                raise ValueError('--amp: mixed precision needs an accelerator, and torch finds none; train without it')
             cfg.optim_wrapper.type = 'AmpOptimWrapper'
             cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
         if args.auto_scale_lr:
@@ -60,10 +63,10 @@ def main() -> None:
         runner = build_runner(cfg)
     for message in config_warnings(cfg):
         runner.logger.warning(message)
+    runner.register_hook(FiniteLoss())
     if not any(isinstance(hook, CroprHook) for hook in runner.hooks):
         runner.register_hook(TrainingChecks())
-    with plain_errors((CheckpointError,)):
-        runner.train()
+    runner.train()
     if is_main_process():
         print_written(cfg.work_dir)
 

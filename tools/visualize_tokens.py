@@ -16,11 +16,12 @@ from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import DATASETS
 
 from cropr_mm.analysis.pictures import draw_pictures, take_pictures
-from cropr_mm.cli.arguments import add_run_arguments, plain_errors
+from cropr_mm.cli.arguments import add_run_arguments, new_picture, plain_errors
 from cropr_mm.cli.config import load_config
 from cropr_mm.cli.inputs import check_data, check_images
 from cropr_mm.cli.model import load_model
 from cropr_mm.models.cropr_vit import find_backbone
+from cropr_mm.utils.checks import check_integer
 from cropr_mm.utils.progress import track
 
 
@@ -37,7 +38,7 @@ def parse_args() -> argparse.Namespace:
         help='images of the test set, one row each (default: the first four)',
     )
     source.add_argument('--image', nargs='+', help='image files instead')
-    parser.add_argument('--out', default='tokens.png', help='picture to write (default: tokens.png)')
+    parser.add_argument('--out', type=new_picture, default='tokens.png', help='picture to write (default: tokens.png)')
     parser.add_argument('--pixels', type=int, default=280, help='width of a panel (default: 280)')
     add_run_arguments(parser)
     return parser.parse_args()
@@ -60,9 +61,11 @@ def dataset_inputs(cfg: Config, indices: list[int]) -> tuple[list[dict[str, Any]
     return [dataset[index] for index in indices], dataset.metainfo
 
 
+@plain_errors(())
 def main() -> None:
     args = parse_args()
     with plain_errors():
+        check_integer('--pixels', args.pixels)
         cfg = load_config(args)
         check_images('--image', args.image or [])
         model = load_model(cfg, args.checkpoint)

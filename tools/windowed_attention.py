@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ from torch import Tensor
 
 from cropr_mm.benchmark.machine import check_device, describe_machine
 from cropr_mm.benchmark.throughput import compare_throughput
-from cropr_mm.cli.arguments import plain_errors, print_written
+from cropr_mm.cli.arguments import new_file, plain_errors, print_written
 from cropr_mm.models.windows import Windows, attend, count_windows, window_ids, windowed_attention
 from cropr_mm.utils.checks import check_integer
 from cropr_mm.utils.io import write_json
@@ -75,13 +74,14 @@ def contenders(kept: int, device: str, dtype: torch.dtype) -> dict[str, Callable
     return calls
 
 
+@plain_errors(())
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--blocks', type=int, nargs='+', default=[1, 6, 12, 18, 22], help='blocks before which to time')
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--device', default='cpu')
     parser.add_argument('--dtype', choices=['float32', 'float16', 'bfloat16'], default='float32')
-    parser.add_argument('--json', type=Path, metavar='OUT')
+    parser.add_argument('--json', type=new_file, metavar='OUT')
     args = parser.parse_args()
     with plain_errors():
         check_integer('--rounds', args.rounds)

@@ -325,7 +325,10 @@ def own_method(text: str) -> tuple[str, str, list[str]]:
         ValueError: another form, or the name of a method that is there already.
     """
     name, _, rest = text.partition('=')
-    words = shlex.split(rest)
+    try:
+        words = shlex.split(rest)
+    except ValueError as error:
+        raise ValueError(f'method {text!r}: {error}') from error
     base = words.pop(0) if words and '=' not in words[0] else 'cropr'
     if not re.fullmatch(r'\w[\w.-]*', name) or not words or any('=' not in word for word in words):
         raise ValueError(

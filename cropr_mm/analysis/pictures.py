@@ -14,6 +14,7 @@ from mmengine import fileio
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
+from ..utils.io import whole_file
 from .routing import KEPT, Routed, predict_with_routing
 
 SCORE = 0.3
@@ -127,10 +128,10 @@ def draw_pictures(
     """
     if not pictures:
         raise ValueError('draw_pictures: pictures is empty')
-    out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    _figure(pictures, blocks, meta, pixels).savefig(out)
-    return out
+    figure = _figure(pictures, blocks, meta, pixels)
+    with whole_file(out) as partial:
+        figure.savefig(partial)
+    return Path(out)
 
 
 def render_picture(

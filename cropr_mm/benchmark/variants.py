@@ -85,6 +85,7 @@ def build_variants(
     num_classes: int = 150,
     training: bool = False,
     weights: Mapping[str, Tensor] | None = None,
+    source: str = 'a variant with another pruner',
 ) -> dict[str, nn.Module]:
     """The same model dense and with different pruners; all weights but those of the pruners are the same.
 
@@ -94,6 +95,7 @@ def build_variants(
         names: see there, of the variants.
         training: in training mode, with auxiliary parts; otherwise folded and ready for inference.
         weights: of all variants, pruners left out; None: those that the first variant is built with.
+        source: what a message calls the weights.
 
     Raises:
         ValueError: no ``pruning``, or an unknown variant.
@@ -104,7 +106,7 @@ def build_variants(
     for name in names:
         model = build(pruning_of(name, pruning, num_classes))
         if weights is not None:
-            _copy_weights(weights, model)
+            _copy_weights(weights, model, source)
         weights = weights or model.state_dict()
         variants[name] = model
     for model in variants.values():
@@ -114,7 +116,7 @@ def build_variants(
     return variants
 
 
-def _copy_weights(source: Mapping[str, Tensor], model: nn.Module) -> None:
-    weights = {name: value for name, value in source.items() if 'pruners.' not in name}
+def _copy_weights(given: Mapping[str, Tensor], model: nn.Module, source: str) -> None:
+    weights = {name: value for name, value in given.items() if 'pruners.' not in name}
     pruners = {name: value for name, value in model.state_dict().items() if 'pruners.' in name}
-    load_strictly(model, {**weights, **pruners}, 'a variant with another pruner')
+    load_strictly(model, {**weights, **pruners}, source)

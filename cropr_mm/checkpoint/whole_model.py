@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -20,15 +21,22 @@ from .read import GRIDS
 SUFFIXES = ('.pth', '.safetensors')
 
 
-def weights_of(checkpoint: Mapping[str, Any]) -> OrderedDict[str, Tensor]:
+def weights_of(checkpoint: Any, source: str) -> OrderedDict[str, Tensor]:
     """The weights in a checkpoint of mmengine, without wrappers in their names, and the metadata of the modules.
 
+    Args:
+        checkpoint: what a file holds.
+        source: the file, for the message.
+
     Raises:
-        ValueError: ``state_dict`` in it is none.
+        ValueError: it, or ``state_dict`` in it, is no dict.
     """
-    state = checkpoint.get('state_dict', checkpoint)
+    state = checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, Mapping) else checkpoint
     if not isinstance(state, Mapping):
-        raise ValueError(f'state_dict of the checkpoint is a {type(state).__name__}; a dict of tensors is expected')
+        where = source if state is checkpoint else f'{source}: state_dict'
+        raise ValueError(
+            f'{where} holds {type(state).__name__}; a dict of tensors, perhaps under state_dict, is expected'
+        )
     named = {name: value for name, value in state.items() if isinstance(name, str) and isinstance(value, Tensor)}
     weights: Any = OrderedDict((strip_wrappers(name), value) for name, value in named.items())
     metadata = getattr(state, '_metadata', None)
@@ -55,14 +63,7 @@ def read_checkpoint(path: str, ema: bool = True) -> tuple[dict[str, Tensor], dic
         checkpoint = load_address(path)
     except FileNotFoundError as error:
         raise FileNotFoundError(f'checkpoint={error}') from error
-    if not isinstance(checkpoint, Mapping):
-        raise ValueError(
-            f'{path}: holds {type(checkpoint).__name__}; a dict of tensors, perhaps under state_dict, is expected'
-        )
-    try:
-        weights = weights_of(checkpoint)
-    except ValueError as error:
-        raise ValueError(f'{path}: {error}') from error
+    weights = weights_of(checkpoint, path)
     if not ema:
         moved = checkpoint.get('ema_state_dict')
         if not isinstance(moved, Mapping):
@@ -141,16 +142,19 @@ def save_weights(path: str | Path, weights: Mapping[str, Tensor], meta: Mapping[
     tensors: Any = OrderedDict((k, v.detach().cpu().contiguous().clone()) for k, v in weights.items())
     if hasattr(weights, '_metadata'):  # of a state dict: a CroprViT's patch grid, among others
         tensors._metadata = weights._metadata
-    with whole_file(path) as partial:
-        if path.suffix == '.safetensors':
-            from safetensors.torch import save_file
+    # By way of memory: on a full disk PyTorch's own writer ends the process, and both writers forget the file's name.
+    if path.suffix == '.safetensors':
+        from safetensors.torch import save
 
-            header = {'format': 'pt', 'meta': json.dumps(dict(meta), default=str)}
-            grids = {k: v['grid'] for k, v in getattr(weights, '_metadata', {}).items() if 'grid' in v}
-            if grids:
-                header[GRIDS] = json.dumps(grids)
-            save_file(tensors, partial, metadata=header)
-            partial.chmod(0o644)  # the writer leaves it readable by its owner alone
-        else:
-            torch.save(dict(meta=dict(meta), state_dict=tensors), partial)
+        header = {'format': 'pt', 'meta': json.dumps(dict(meta), default=str)}
+        grids = {k: v['grid'] for k, v in getattr(weights, '_metadata', {}).items() if 'grid' in v}
+        if grids:
+            header[GRIDS] = json.dumps(grids)
+        content = save(tensors, metadata=header)
+    else:
+        buffer = io.BytesIO()
+        torch.save(dict(meta=dict(meta), state_dict=tensors), buffer)
+        content = buffer.getvalue()
+    with whole_file(path) as partial:
+        partial.write_bytes(content)
     return path

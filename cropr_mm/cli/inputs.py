@@ -1,7 +1,8 @@
-"""Are the files there that a config names? Checked before a model is built."""
+"""Are the files there that a config names, and what they should be? Checked before a model is built."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,6 +11,9 @@ from typing import Any
 from mmengine.config import Config
 
 from ..utils.checks import is_type
+
+SMALL = 50_000_000
+"""Bytes up to which a file of annotations is read beforehand; it takes about half a second."""
 
 
 def check_data(cfg: Config, loaders: Sequence[str]) -> None:
@@ -23,12 +27,67 @@ def check_data(cfg: Config, loaders: Sequence[str]) -> None:
 
     Raises:
         FileNotFoundError: names the config key, the path and the hint.
+        ValueError: a folder of images has none, or a small file of annotations is not what its data set reads.
     """
     for loader in loaders:
         for key, dataset in _datasets(cfg.get(loader) or {}, loader):
             for name, path in _dataset_paths(dataset):
+                where = f'{key}.{name}'
                 if not os.path.exists(path):
-                    raise _missing(f'{key}.{name}', path, cfg.get('data_hint'))
+                    raise _missing(where, path, cfg.get('data_hint'))
+                if name.startswith('data_prefix.') and 'img' in name:
+                    _check_folder(where, path, dataset.get('img_suffix') or '')
+                if name == 'ann_file' and path.endswith('.json') and os.path.getsize(path) <= SMALL:
+                    _check_annotations(where, path, dataset)
+        evaluators = cfg.get(loader.replace('dataloader', 'evaluator')) if loader in cfg else None
+        for evaluator in evaluators if isinstance(evaluators, (list, tuple)) else [evaluators or {}]:
+            path = evaluator.get('ann_file')
+            if isinstance(path, str) and '://' not in path and not evaluator.get('backend_args'):
+                where = f'{loader.replace("dataloader", "evaluator")}.ann_file'
+                if not os.path.exists(path):
+                    raise _missing(where, path, cfg.get('data_hint'))
+                if path.endswith('.json') and os.path.getsize(path) <= SMALL:
+                    _read_json(where, path)
+
+
+def _check_folder(key: str, path: str, suffix: str) -> None:
+    if not os.path.isdir(path):
+        raise ValueError(f'{key}: {os.path.abspath(path)} is a file; a folder is expected')
+    if not any(name.endswith(suffix) for _, _, names in os.walk(path, followlinks=True) for name in names):
+        found = f'no image that ends in {suffix} (img_suffix)' if suffix else 'no image'
+        raise ValueError(f'{key}: {os.path.abspath(path)} holds {found}')
+
+
+def _read_json(key: str, path: str) -> Any:
+    try:
+        with open(path, encoding='utf-8') as file:
+            return json.load(file)
+    except ValueError as error:
+        raise ValueError(f'{key}: {os.path.abspath(path)} is no JSON, or cut off ({error})') from error
+
+
+def _check_annotations(key: str, path: str, dataset: Any) -> None:
+    """See that a file of annotations is COCO's, for a data set of that kind, and leaves an image to learn from.
+
+    An endless sampler of mmengine would look for an image in an empty data set forever.
+    """
+    content = _read_json(key, path)
+    if not is_type(dataset, 'CocoDataset'):
+        return
+    parts = ('images', 'annotations', 'categories')
+    absent = [part for part in parts if not isinstance(content, dict) or not isinstance(content.get(part), list)]
+    if absent:
+        raise ValueError(f'{key}: {path} has no list of {", ".join(absent)}; a file in the format of COCO is expected')
+    if not content['images']:
+        raise ValueError(f'{key}: {path} has no image')
+    classes = list((dataset.get('metainfo') or {}).get('classes') or ())
+    names = [entry.get('name') for entry in content['categories'] if isinstance(entry, dict)]
+    if classes and not {*classes} & {*names}:
+        raise ValueError(
+            f'{key}: {path} has the categories {", ".join(map(str, names))}; metainfo.classes are {", ".join(classes)}'
+        )
+    if not content['annotations'] and (dataset.get('filter_cfg') or {}).get('filter_empty_gt'):
+        raise ValueError(f'{key}: {path} has no object, and filter_cfg.filter_empty_gt leaves out images without one')
 
 
 def _missing(key: str, path: str, hint: str | None) -> FileNotFoundError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
@@ -15,8 +16,19 @@ from ..engine.bfloat16 import let_mmcv_take_bfloat16
 from ..utils.checks import is_type
 
 
+def check_model(cfg: Config) -> None:
+    """Raise ValueError where a config has no model."""
+    if not isinstance(cfg.get('model'), Mapping) or 'type' not in cfg.model:
+        name = f'config {cfg.filename!r}' if cfg.filename else 'the config'
+        raise ValueError(
+            f'{name}: model={cfg.get("model")!r}; a dict with a type is expected (bases, that others inherit from, '
+            'may have none)'
+        )
+
+
 def build_model(cfg: Config) -> nn.Module:
     """Build the model of a config for inference on one device, with initial weights."""
+    check_model(cfg)
     scope = cfg.get('default_scope', 'mmengine')
     current = DefaultScope.get_current_instance()
     if current is None or current.scope_name != scope:

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import atexit
 import gc
+import os
+from pathlib import Path
 
 import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.fileio import LocalBackend
+from mmengine.fileio.backends import register_backend
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
 from ..checkpoint import check_checkpoint
 from ..engine.bfloat16 import let_mmcv_take_bfloat16
 from ..utils.checks import is_type
+from ..utils.io import whole_file
+from .model import check_model
 
 _SHARDING = ('FSDPStrategy', 'CroprFSDPStrategy')
 
@@ -38,16 +44,30 @@ def set_resume(cfg: Config, resume: str | None) -> None:
         check_checkpoint(checkpoint, '--resume' if resume else 'load_from')
 
 
+class WholeFiles(LocalBackend):
+    """mmengine's local files, written whole or not at all: checkpoints, above all."""
+
+    def put(self, obj: bytes, filepath: str | Path) -> None:
+        with whole_file(filepath) as partial:
+            super().put(obj, partial)
+
+
 def build_runner(cfg: Config) -> Runner:
     """Build the runner; several processes also work on a machine without an accelerator (gloo).
 
     Raises:
         ValueError: the launcher needs an accelerator that is not there, or a hook needs whole weights under FSDP.
     """
+    check_model(cfg)
     if is_type(cfg.get('strategy'), *_SHARDING):
         _check_sharding(cfg)
-    if cfg.launcher != 'none' and not _has_accelerator():
+    if cfg.launcher == 'pytorch' and 'RANK' not in os.environ:
+        raise ValueError(
+            '--launcher pytorch: no process is started by it; tools/dist_train.sh and dist_test.sh do that'
+        )
+    if cfg.launcher != 'none' and not has_accelerator():
         _start_on_cpu(cfg)
+    register_backend('local', WholeFiles, force=True, prefixes='')
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     let_mmcv_take_bfloat16()  # for models without a CroprHook
     return runner
@@ -95,7 +115,8 @@ def _wrap_on_cpu(cfg: Config) -> None:
         strategy.model_wrapper = {**ddp, **wrapper, 'device_ids': None}
 
 
-def _has_accelerator() -> bool:
+def has_accelerator() -> bool:
+    """Whether torch finds a device that mmengine trains on in mixed precision and in several processes."""
     from mmengine.device import get_device
 
     return get_device() not in ('cpu', 'mps')

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import MODELS
 from torch import nn
 
 from ..benchmark.batches import random_batch
 from ..benchmark.machine import describe_machine
 from ..benchmark.measure import Setting
-from ..utils.checks import check_integer
+from ..engine.checks import check_config
+from ..utils.checks import check_integer, is_type
+from .arguments import ConfigOptions
+from .config import merge_options, read_config
 from .model import build_model
 
 
@@ -27,7 +29,7 @@ def add_model_arguments(parser: argparse._ArgumentGroup) -> None:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=ConfigOptions,
         default={},
         metavar='KEY=VALUE',
         help='change settings of the config',
@@ -78,14 +80,17 @@ def read_model_config(args: argparse.Namespace) -> Config:
         FileNotFoundError: the config is not there.
         ValueError: its backbone is no CroprViT, or the whole of a model is asked for without one.
     """
+    for option, side in (('--img-size', args.img_size), ('--patch-size', args.patch_size)):
+        if side is not None:
+            check_integer(option, side)
     if args.config:
-        if not Path(args.config).is_file():
-            raise FileNotFoundError(f'--config={args.config!r}: no such file')
-        cfg = Config.fromfile(args.config)
-        cfg.merge_from_dict(args.cfg_options)
-        kind = cfg.model.backbone.get('type')
-        if kind != 'CroprViT':
+        cfg = read_config(args.config, '--config')
+        merge_options(cfg, args.cfg_options)
+        backbone = (cfg.get('model') or {}).get('backbone') or {}
+        if not is_type(backbone, 'CroprViT'):
+            kind = backbone.get('type')
             raise ValueError(f"--config={args.config!r}: model.backbone.type={kind!r}; 'CroprViT' is expected")
+        check_config(cfg)
     elif args.whole_model:
         raise ValueError('--whole-model: --config is needed, for neck and head')
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
@@ -11,13 +12,15 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapperDict
+from mmengine.registry import OPTIMIZERS
 from mmengine.runner import Runner
 from torch import nn
 
+from ..models.archs import resolve_arch
 from ..models.cropr_vit import CroprViT
 from ..models.necks.pyramid import SimpleFeaturePyramid, check_stride
 from ..models.pruning import DifficultyPruner
-from ..utils.checks import is_type
+from ..utils.checks import check_integer, check_number, is_type, nearest
 
 HOLDERS = ('model', 'model.detector')
 PYRAMIDS = ('SimpleFeaturePyramid', 'StandInPyramid')
@@ -25,7 +28,11 @@ ADAMW = "optim_wrapper = dict(optimizer=dict(_delete_=True, type='AdamW', lr=1e-
 
 
 class TrainingChecks(Hook):
-    """Logs what :func:`warn_before_training` finds, in a training without a CroprHook (which does it itself)."""
+    """The checks of a training without a CroprHook, which does them itself."""
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        if runner._resume:
+            check_resumable(checkpoint, str(runner._load_from))
 
     def before_train(self, runner: Runner) -> None:
         warn_before_training(runner)
@@ -35,12 +42,13 @@ class TrainingChecks(Hook):
 
 
 def check_config(cfg: Config) -> None:
-    """Check that a CroprViT has taken the place of another backbone completely.
+    """Check that a CroprViT has taken the place of another backbone completely, and the numbers of a training.
 
     Raises:
-        ValueError: arguments of the old backbone, its weights, a stride or a feature map that is no longer there. The
-            message names the key and what to write.
+        ValueError: arguments of the old backbone, its weights, a stride, channels or a feature map that is no longer
+            there, or a number of the training out of range. The message names the key and what to write.
     """
+    _check_run(cfg)
     for where, holder in _swapped(cfg):
         _check_arguments(f'{where}.backbone', holder.backbone)
         if holder.get('pretrained') is not None:
@@ -53,8 +61,9 @@ def check_config(cfg: Config) -> None:
         if necks and is_type(necks[0], 'TokenReinsertion') and len(necks) > 1 and is_type(necks[1], *PYRAMIDS):
             check_stride(f'{where}.neck[1]', necks[1].get('in_stride', 16), holder.backbone.get('patch_size', 16))
         _check_logits(where, holder, necks)
+        channels = _channels(f'{where}.neck', holder.backbone, necks)
         for key in ('decode_head', 'auxiliary_head'):
-            _check_levels(f'{where}.{key}', holder.get(key), _num_maps(holder.backbone, necks))
+            _check_levels(f'{where}.{key}', holder.get(key), channels)
 
 
 def holders(cfg: Config) -> Iterator[tuple[str, Any]]:
@@ -87,30 +96,80 @@ def arguments_of(kind: type) -> list[str] | None:
     return None if takes_any else list(parameters)
 
 
-def _num_maps(backbone: Mapping[str, Any], necks: list[Any]) -> int | None:
-    """How many maps the heads get; None where the neck is not ours."""
+def _channels(key: str, backbone: Mapping[str, Any], necks: list[Any]) -> list[int | None] | None:
+    """Channels of the maps that the heads get, as far as the config says; None where the neck is not ours."""
     if not necks or not is_type(necks[0], 'TokenReinsertion'):
         return None
+    width = resolve_arch(backbone['arch']).embed_dim if 'arch' in backbone else None
     if len(necks) == 1:
         indices = backbone.get('out_indices', -1)
-        return 1 if isinstance(indices, int) else len(indices)
+        return [width] * (1 if isinstance(indices, int) else len(indices))
     if len(necks) > 2 or not is_type(necks[1], *PYRAMIDS):
         return None
-    default = inspect.signature(SimpleFeaturePyramid).parameters['strides'].default
-    return len(necks[1].get('strides', default))
+    pyramid, defaults = necks[1], inspect.signature(SimpleFeaturePyramid).parameters
+    if width is not None and pyramid.get('in_channels', width) != width:
+        raise ValueError(
+            f'{key}[1].in_channels={pyramid["in_channels"]!r}, but the backbone has {width} channels; set {key}[1].'
+            f'in_channels={width}'
+        )
+    channels = pyramid.get('out_channels', defaults['out_channels'].default)
+    strides = pyramid.get('strides', defaults['strides'].default)
+    return list(channels) if isinstance(channels, (list, tuple)) else [channels] * len(strides)
 
 
-def _check_levels(key: str, head: Any, count: int | None) -> None:
+def _check_levels(key: str, head: Any, channels: list[int | None] | None) -> None:
     for i, settings in enumerate(head if isinstance(head, (list, tuple)) else [head]):
-        index = settings.get('in_index') if isinstance(settings, Mapping) else None
+        if channels is None or not isinstance(settings, Mapping):
+            continue
+        index, count = settings.get('in_index'), len(channels)
         listed = list(index) if isinstance(index, (list, tuple)) else [index]
-        if count is not None and any(isinstance(i, int) and not -count <= i < count for i in listed):
-            name = f'{key}[{i}]' if isinstance(head, (list, tuple)) else key
+        name = f'{key}[{i}]' if isinstance(head, (list, tuple)) else key
+        if any(isinstance(i, int) and not -count <= i < count for i in listed):
             remedy = f', or {key}=None to leave it out' if key.endswith('auxiliary_head') else ''
             raise ValueError(
                 f'{name}.in_index={index}, but neck gives {count} map{"s" * (count > 1)}; 0 to {count - 1} are valid '
                 f'(with in_channels to match){remedy}'
             )
+        read = settings.get('in_channels')
+        given = [channels[i] for i in listed if isinstance(i, int)]
+        expected = given[0] if given and isinstance(index, int) else given
+        alike = isinstance(read, int) if isinstance(index, int) else isinstance(read, (list, tuple))
+        if given and None not in given and alike and (read if isinstance(read, int) else list(read)) != expected:
+            raise ValueError(
+                f'{name}.in_channels={read}, but the maps that it reads (in_index={index}) have {expected} '
+                f'channels; set {name}.in_channels={expected}'
+            )
+
+
+def _check_run(cfg: Config) -> None:
+    """Check what mmengine takes as it is, to fail far from it or to train nothing."""
+    least = {'train_cfg.max_iters': 1, 'train_cfg.max_epochs': 1, 'train_cfg.val_interval': 1, 'randomness.seed': 0}
+    for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        least.update({f'{loader}.batch_size': 1, f'{loader}.num_workers': 0})
+    for key, bound in least.items():
+        part, _, name = key.partition('.')
+        value = (cfg.get(part) or {}).get(name)
+        if value is not None:
+            check_integer(key, value, bound)
+    optimizer = (cfg.get('optim_wrapper') or {}).get('optimizer') or {}
+    if 'lr' in optimizer:
+        check_number('optim_wrapper.optimizer.lr', optimizer['lr'], least=0)
+    kind = optimizer.get('type')
+    with OPTIMIZERS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
+        if isinstance(kind, str) and registry.get(kind) is None:
+            known = OPTIMIZERS.module_dict
+            raise ValueError(f'optim_wrapper.optimizer.type={kind!r} is no optimizer{nearest(kind, known)}')
+    if cfg.get('strategy') and 'runner_type' not in cfg:
+        raise ValueError(
+            f'strategy.type={cfg.strategy.get("type")!r} without runner_type, so it would not be used; runner_type='
+            "'FlexibleRunner' is expected beside it"
+        )
+    level = cfg.get('log_level', 'INFO')
+    if logging.getLevelName(level) == f'Level {level}':
+        raise ValueError(f'log_level={level!r}; DEBUG, INFO, WARNING or ERROR is expected')
+    hooks = cfg.get('custom_hooks') or []
+    if not isinstance(hooks, (list, tuple)) or not all(isinstance(hook, Mapping) and 'type' in hook for hook in hooks):
+        raise ValueError(f'custom_hooks={hooks!r}; a list of configs with a type is expected')
 
 
 def _check_logits(where: str, holder: Any, necks: list[Any]) -> None:
@@ -147,6 +206,16 @@ def sgd_warning(where: str, lr: Any) -> str:
 
 
 # --- the training, before it starts ---------------------------------------------------------------------------------
+
+
+def check_resumable(checkpoint: Any, source: str) -> None:
+    """Raise ValueError where a checkpoint does not tell how far its training was."""
+    meta = checkpoint.get('meta') if isinstance(checkpoint, Mapping) else None
+    if not isinstance(meta, Mapping) or not {'epoch', 'iter'} <= {*meta}:
+        raise ValueError(
+            f'{source}: holds weights and not how far their training was (meta.epoch and iter), so none can be resumed '
+            'from it; start one with load_from'
+        )
 
 
 def warn_before_training(runner: Runner) -> None:

@@ -15,8 +15,9 @@ from torch.utils.hooks import RemovableHandle
 from ..checkpoint.whole_model import weights_of
 from ..models.cropr_vit import CroprViT
 from ..models.pruning import Schedule
+from ..utils.checks import check_flag
 from .bfloat16 import let_mmcv_take_bfloat16
-from .checks import unwrap, warn_before_training
+from .checks import check_resumable, unwrap, warn_before_training
 from .curriculum import Curriculum
 from .retrofit import check_fits, check_start, check_wrapper, freeze_all_but_pruners, modules_to_evaluate, wrap_again
 
@@ -56,7 +57,7 @@ class CroprHook(Hook):
         retrofit: bool = False,
     ) -> None:
         self.curriculum = Curriculum(ramp, begin, shape, by_epoch)
-        self.retrofit = retrofit
+        self.retrofit = check_flag('CroprHook.retrofit', retrofit)
         self._backbones: list[CroprViT] = []
         self._handle: RemovableHandle | None = None
         self._evaluated: list[nn.Module] = []
@@ -65,8 +66,9 @@ class CroprHook(Hook):
         let_mmcv_take_bfloat16()
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        weights = weights_of(checkpoint)
+        weights = weights_of(checkpoint, str(runner._load_from))
         if runner._resume:
+            check_resumable(checkpoint, str(runner._load_from))
             _check_size(unwrap(runner.model), weights)
         elif self.retrofit:
             check_wrapper(runner.model)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
-from ..utils.checks import is_number
+from ..utils.checks import check_flag, is_number
 
 SHAPES: dict[str, Callable[[float], float]] = {
     'linear': lambda t: t,
@@ -43,7 +43,8 @@ class Curriculum:
             )
         if shape not in SHAPES:
             raise ValueError(f'CroprHook.shape={shape!r} is unknown; valid are {", ".join(map(repr, SHAPES))}')
-        self.ramp, self.begin, self.shape, self.by_epoch = ramp, begin, shape, by_epoch
+        self.ramp, self.begin, self.shape = ramp, begin, shape
+        self.by_epoch = check_flag('CroprHook.by_epoch', by_epoch)
 
     def check(self, runner: Runner) -> None:
         """Raise ValueError where the loop knows no epochs and ``by_epoch`` asks for them."""

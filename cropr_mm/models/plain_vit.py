@@ -75,6 +75,8 @@ class PlainViT(BaseModule):
         frozen_stages: int = -1,
         init_cfg: dict[str, Any] | list[dict[str, Any]] | None = None,
     ) -> None:
+        if isinstance(init_cfg, str):
+            raise ValueError(f"init_cfg={init_cfg!r}; dict(type='Pretrained', checkpoint={init_cfg!r}) is expected")
         super().__init__(init_cfg)
         self.arch = resolve_arch(arch)
         self.embed_dims, self.depth = self.arch.embed_dim, self.arch.depth

@@ -5,9 +5,10 @@ The ``check_…`` functions return the value, or raise a ValueError that names t
 
 from __future__ import annotations
 
+import difflib
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,3 +94,12 @@ def check_suffix(path: str | Path, suffixes: Sequence[str], key: str = '') -> Pa
         shown = f'{key}={str(path)!r}' if key else repr(str(path))
         raise ValueError(f'{shown}: a file name that ends in {" or ".join(suffixes)} is expected')
     return Path(path)
+
+
+def nearest(name: str, valid: Iterable[str], most: int = 20) -> str:
+    """How a message goes on after a wrong name: with those that are near, else with all, where they are few."""
+    names = [str(one) for one in dict.fromkeys(valid)]
+    near = difflib.get_close_matches(name, names, n=2)
+    if near:
+        return f'; did you mean {" or ".join(map(repr, near))}?'
+    return f'; valid are {", ".join(names)}' if 0 < len(names) <= most else ''

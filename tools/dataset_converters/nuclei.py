@@ -167,6 +167,7 @@ def _annotation(mask: np.ndarray) -> dict[str, Any] | None:
     return dict(iscrowd=0, area=int(mask.sum()), bbox=[int(side) for side in box], segmentation=encode_rle(mask))
 
 
+@plain_errors(())
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('source', help='stage1_train.zip, or the folder that was unpacked from it')

@@ -11,7 +11,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ...tokens import Tokens
-from ...utils.checks import is_integer
+from ...utils.checks import check_flag, is_integer
 from ...utils.compat import autocast_dtype
 from ..layers import Mlp, init_vit_weights
 from .base import BasePruner, Context
@@ -75,6 +75,9 @@ class CroprPruner(BasePruner):
             )
         if not is_integer(num_heads) or num_heads < 1 or embed_dim % num_heads:
             raise ValueError(f'pruning.pruner.num_heads={num_heads!r}; a divisor of {embed_dim} channels is expected')
+        flags = dict(qkv_proj=qkv_proj, pre_norm=pre_norm, mlp=mlp, stop_gradient=stop_gradient)
+        for key, value in dict(**flags, reverse=reverse, sample=sample, deploy=deploy).items():
+            check_flag(f'pruning.pruner.{key}', value)
         self.num_heads, self.pre_norm = num_heads, pre_norm
         self.stop_gradient, self.reverse, self.sample = stop_gradient, reverse, sample
         if deploy:

@@ -77,7 +77,9 @@ class Schedule:
             raise ValueError(f'{listed}; exactly one of them is expected')
         last = most_pruners(depth, fusion) - 1
         if last < 0:
-            raise ValueError(f'pruning needs at least {depth - last} blocks with fusion={fusion!r}; arch has {depth}')
+            raise ValueError(
+                f'arch.depth={depth} with pruning.fusion={fusion!r}; at least {depth - last} blocks are expected'
+            )
         self.num_patches: int = grid[0] * grid[1]
         self.round_to: int = check_integer('pruning.round_to', round_to)
         self.fusion: str | None = fusion

@@ -203,5 +203,5 @@ def test_errors_name_key_value_and_what_is_valid(settings, words):
 
 
 def test_a_model_too_shallow_is_named():
-    with pytest.raises(ValueError, match=r"at least 3 blocks with fusion='last_layer'; arch has 2"):
+    with pytest.raises(ValueError, match=r"arch.depth=2 with pruning.fusion='last_layer'; at least 3 blocks"):
         Schedule(2, (14, 14), rate=1)
