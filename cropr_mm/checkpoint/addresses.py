@@ -50,7 +50,10 @@ def download(address: str) -> str:
 def _fetch(address: str, target: Path, progress: bool) -> None:
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(address, str(target), progress=progress)
+        try:
+            torch.hub.download_url_to_file(address, str(target), progress=progress)
+        except OSError as error:  # of the network, too
+            raise OSError(f'{address} cannot be downloaded: {error}') from error
 
 
 # mmengine logs what stands after load_from_ in the name of a loader.

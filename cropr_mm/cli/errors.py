@@ -116,7 +116,7 @@ def _arguments(kind: type) -> list[str]:
     names: list[str] = []
     for cls in kind.__mro__:
         if '__init__' in vars(cls) and cls is not object:
-            parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
+            parameters = list(inspect.signature(vars(cls)['__init__']).parameters.values())[1:]
             names += [p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
             if not any(p.kind is p.VAR_KEYWORD for p in parameters):
                 break
