@@ -12,6 +12,7 @@ import io
 import os
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
@@ -53,7 +54,8 @@ def _fetch(address: str, target: Path, progress: bool) -> None:
         try:
             torch.hub.download_url_to_file(address, str(target), progress=progress)
         except OSError as error:  # of the network, too
-            raise OSError(f'{address} cannot be downloaded: {error}') from error
+            reason = getattr(error, 'reason', error)
+            raise URLError(f'{address} cannot be downloaded: {reason}') from error
 
 
 # mmengine logs what stands after load_from_ in the name of a loader.

@@ -60,7 +60,7 @@ def _check_there(key: str, path: str, hint: str | None) -> None:
 
 
 def _is_small_json(path: str) -> bool:
-    return path.endswith('.json') and os.path.getsize(path) <= SMALL
+    return path.endswith('.json') and os.path.isfile(path) and os.path.getsize(path) <= SMALL
 
 
 def _check_folder(key: str, path: str, suffix: str) -> None:
