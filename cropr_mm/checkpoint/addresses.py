@@ -12,6 +12,7 @@ import io
 import os
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
@@ -50,7 +51,11 @@ def download(address: str) -> str:
 def _fetch(address: str, target: Path, progress: bool) -> None:
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(address, str(target), progress=progress)
+        try:
+            torch.hub.download_url_to_file(address, str(target), progress=progress)
+        except OSError as error:  # of the network, too
+            reason = getattr(error, 'reason', error)
+            raise URLError(f'{address} cannot be downloaded: {reason}') from error
 
 
 # mmengine logs what stands after load_from_ in the name of a loader.

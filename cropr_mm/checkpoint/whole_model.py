@@ -33,7 +33,7 @@ def weights_of(checkpoint: Any, source: str) -> OrderedDict[str, Tensor]:
     """
     state = checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, Mapping) else checkpoint
     if not isinstance(state, Mapping):
-        where = source if state is checkpoint else f'{source}: state_dict'
+        where = f'{source}:' if state is checkpoint else f'{source}: state_dict'
         raise ValueError(
             f'{where} holds {type(state).__name__}; a dict of tensors, perhaps under state_dict, is expected'
         )

@@ -12,6 +12,7 @@ import re
 import traceback
 from collections.abc import Iterator
 from typing import Any
+from urllib.error import URLError
 
 import mmengine.registry
 from mmengine.registry import Registry
@@ -81,6 +82,8 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f'{error.filename}: {error.strerror}'
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    if isinstance(error, URLError):
+        text = str(error.reason)
     if _WORKER.match(text):
         text = _last_message(text)
     if _meaning(error):
@@ -116,7 +119,7 @@ def _arguments(kind: type) -> list[str]:
     names: list[str] = []
     for cls in kind.__mro__:
         if '__init__' in vars(cls) and cls is not object:
-            parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
+            parameters = list(inspect.signature(vars(cls)['__init__']).parameters.values())[1:]
             names += [p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
             if not any(p.kind is p.VAR_KEYWORD for p in parameters):
                 break

@@ -29,25 +29,38 @@ def check_data(cfg: Config, loaders: Sequence[str]) -> None:
         FileNotFoundError: names the config key, the path and the hint.
         ValueError: a folder of images has none, or a small file of annotations is not what its data set reads.
     """
+    hint = cfg.get('data_hint')
     for loader in loaders:
         for key, dataset in _datasets(cfg.get(loader) or {}, loader):
             for name, path in _dataset_paths(dataset):
                 where = f'{key}.{name}'
-                if not os.path.exists(path):
-                    raise _missing(where, path, cfg.get('data_hint'))
+                _check_there(where, path, hint)
                 if name.startswith('data_prefix.') and 'img' in name:
                     _check_folder(where, path, dataset.get('img_suffix') or '')
-                if name == 'ann_file' and path.endswith('.json') and os.path.getsize(path) <= SMALL:
+                if name == 'ann_file' and _is_small_json(path):
                     _check_annotations(where, path, dataset)
-        evaluators = cfg.get(loader.replace('dataloader', 'evaluator')) if loader in cfg else None
-        for evaluator in evaluators if isinstance(evaluators, (list, tuple)) else [evaluators or {}]:
-            path = evaluator.get('ann_file')
-            if isinstance(path, str) and '://' not in path and not evaluator.get('backend_args'):
-                where = f'{loader.replace("dataloader", "evaluator")}.ann_file'
-                if not os.path.exists(path):
-                    raise _missing(where, path, cfg.get('data_hint'))
-                if path.endswith('.json') and os.path.getsize(path) <= SMALL:
-                    _read_json(where, path)
+        if cfg.get(loader):
+            evaluator = loader.replace('dataloader', 'evaluator')
+            for path in _evaluator_paths(cfg.get(evaluator)):
+                _check_there(f'{evaluator}.ann_file', path, hint)
+                if _is_small_json(path):
+                    _read_json(f'{evaluator}.ann_file', path)
+
+
+def _evaluator_paths(evaluators: Any) -> Iterator[str]:
+    for evaluator in evaluators if isinstance(evaluators, (list, tuple)) else [evaluators]:
+        path = evaluator.get('ann_file') if isinstance(evaluator, dict) else None
+        if isinstance(path, str) and path and '://' not in path and not evaluator.get('backend_args'):
+            yield path
+
+
+def _check_there(key: str, path: str, hint: str | None) -> None:
+    if not os.path.exists(path):
+        raise _missing(key, path, hint)
+
+
+def _is_small_json(path: str) -> bool:
+    return path.endswith('.json') and os.path.isfile(path) and os.path.getsize(path) <= SMALL
 
 
 def _check_folder(key: str, path: str, suffix: str) -> None:

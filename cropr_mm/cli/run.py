@@ -58,7 +58,6 @@ def build_runner(cfg: Config) -> Runner:
     Raises:
         ValueError: the launcher needs an accelerator that is not there, or a hook needs whole weights under FSDP.
     """
-    check_model(cfg)
     if is_type(cfg.get('strategy'), *_SHARDING):
         _check_sharding(cfg)
     if cfg.launcher == 'pytorch' and 'RANK' not in os.environ:
@@ -67,6 +66,7 @@ def build_runner(cfg: Config) -> Runner:
         )
     if cfg.launcher != 'none' and not has_accelerator():
         _start_on_cpu(cfg)
+    check_model(cfg)
     register_backend('local', WholeFiles, force=True, prefixes='')
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     let_mmcv_take_bfloat16()  # for models without a CroprHook

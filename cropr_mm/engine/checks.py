@@ -133,8 +133,9 @@ def _check_levels(key: str, head: Any, channels: list[int | None] | None) -> Non
         read = settings.get('in_channels')
         given = [channels[i] for i in listed if isinstance(i, int)]
         expected = given[0] if given and isinstance(index, int) else given
-        alike = isinstance(read, int) if isinstance(index, int) else isinstance(read, (list, tuple))
-        if given and None not in given and alike and (read if isinstance(read, int) else list(read)) != expected:
+        read = list(read) if isinstance(read, (list, tuple)) else read
+        alike = type(read) is type(expected)
+        if given and None not in given and alike and read != expected:
             raise ValueError(
                 f'{name}.in_channels={read}, but the maps that it reads (in_index={index}) have {expected} '
                 f'channels; set {name}.in_channels={expected}'

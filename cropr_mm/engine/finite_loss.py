@@ -48,7 +48,7 @@ class FiniteLoss(Hook):
 
 def _values(outputs: dict[str, Any]) -> list[tuple[str, float]]:
     return [
-        (name, float(value))
+        (name, float(value.detach() if isinstance(value, torch.Tensor) else value))
         for name, value in outputs.items()
         if isinstance(value, float) or (isinstance(value, torch.Tensor) and value.numel() == 1)
     ]

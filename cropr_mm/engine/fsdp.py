@@ -88,7 +88,7 @@ class CroprFSDPStrategy(FSDPStrategy):
         return state
 
     def load_model_state_dict(self, state_dict: dict[str, Any], *, strict: bool = False, **unused: Any) -> None:
-        weights: Any = weights_of(dict(state_dict=state_dict))  # under DDP, FlexibleRunner saves the wrapper's names
+        weights: Any = weights_of(dict(state_dict=state_dict), 'checkpoint')  # under DDP it has the wrapper's names
         metadata = getattr(weights, '_metadata', {})
         modules = {name: metadata.get(strip_module(name)) for name, _ in self.model.named_modules()}
         weights._metadata = {name: entry for name, entry in modules.items() if entry is not None}

@@ -184,7 +184,7 @@ def test_our_tools_refuse_a_model_that_stays_random(tmp_path):
 
 def test_metadata_comes_along():
     state = small_vit(img_size=(12, 48)).state_dict()
-    assert weights_of(dict(state_dict=state, meta={}))._metadata['']['grid'] == (3, 12)
+    assert weights_of(dict(state_dict=state, meta={}), 'w.pth')._metadata['']['grid'] == (3, 12)
 
 
 def test_pruners_alone_are_loaded():

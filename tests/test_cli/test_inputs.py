@@ -17,6 +17,7 @@ def test_missing_data_names_key_path_and_remedy(tmp_path, wrap):
         with pytest.raises(FileNotFoundError, match=rf'train_dataloader\..*{key}.*/{name} .*Make it with: make data'):
             check_data(cfg, ['train_dataloader', 'val_dataloader'])
         (tmp_path / name).mkdir()
+        (tmp_path / name / 'one.jpg').touch()
     check_data(cfg, ['train_dataloader', 'val_dataloader'])
 
 

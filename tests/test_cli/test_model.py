@@ -26,7 +26,7 @@ def test_models_without_the_hook_compute_bfloat16_too(monkeypatch):
         monkeypatch.setattr(f'cropr_mm.cli.{room}.let_mmcv_take_bfloat16', lambda: asked.append(True))
     monkeypatch.setattr(Runner, 'from_cfg', lambda cfg: cfg)
     build_model(Config(dict(model=dict(type='ToyModelForLaunch'))))
-    build_runner(Config(dict(launcher='none')))
+    build_runner(Config(dict(model=dict(type='ToyModelForLaunch'), launcher='none')))
     assert asked == [True, True]
 
 

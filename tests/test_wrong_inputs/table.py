@@ -78,7 +78,7 @@ COMMAND_LINES = [
     tool('train seg.py --auto-scale-lr', '--auto-scale-lr', 'base_batch_size'),
     tool('train seg.py --resume lost.pth', "--resume='lost.pth'", 'no such file', 'seg.pth'),
     tool('train seg.py --resume cut.pth', "--resume='cut.pth'", 'cut off'),
-    tool('train seg.py --resume seg.pth', 'seg.pth', 'optimizer'),
+    tool('train seg.py --resume seg.pth', 'seg.pth', 'load_from'),
     tool('train seg.py --work-dir text.txt', 'text.txt', 'folder'),
     tool('train seg.py --work-dir text.txt/run', 'text.txt', 'folder'),
     tool('train seg.py --work-dir /proc/run', '/proc/run'),
@@ -704,7 +704,7 @@ CODE = [
     python('Schedule(12, (14, 14), rate=99)', 'rate=99', 'at most'),
     python("Distilled(dict(type='EncoderDecoder'), 'lost.pth')", 'backbone'),
     python(
-        "CroprViT('vit-tiny', init_cfg=dict(_delete_=True, type='Pretrained', checkpoint='seg.pth')).init_weights()",
+        "CroprViT('vit-tiny', init_cfg=dict(type='Pretrained', checkpoint='seg.pth')).init_weights()",
         'seg.pth',
         'embed_dim=192',
     ),

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from mmengine.runner import runner as mm_runner
 
+from ..test_tools.conftest import ROOT
 from . import table
 from .material import furnish
 from .workshop import Ended, Workshop, tool_file
@@ -76,9 +77,9 @@ def test_scripts_say_how_they_are_called(script):
 
 def test_an_interrupted_write_leaves_nothing(tmp_path):
     """A process that gets Ctrl-C while it writes a data set."""
-    out = tmp_path / 'sample'
+    out, env = tmp_path / 'sample', {**os.environ, 'PYTHONPATH': str(ROOT)}
     command = [sys.executable, str(tool_file('make_sample_data')), str(out)]
-    run = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=dict(os.environ))
+    run = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=env)
     while run.poll() is None and not any(tmp_path.rglob('*.jpg')):
         time.sleep(0.05)
     run.send_signal(signal.SIGINT)
