@@ -43,18 +43,18 @@ def load_config(args: argparse.Namespace) -> Config:
     return cfg
 
 
-def read_config(file: str | Path, name: str = 'config') -> Config:
+def read_config(file: str | Path, key: str = 'config ') -> Config:
     """Read a config file.
 
     Args:
         file: its path.
-        name: what the message calls it.
+        key: what stands before it in a message.
 
     Raises:
         FileNotFoundError: there is no such file; the message names similar ones.
         ValueError: it is no config, or ends with an error, whose line is named.
     """
-    shown, path = f'{name} {str(file)!r}', Path(file).expanduser()
+    shown, path = f'{key}{str(file)!r}', Path(file).expanduser()
     if not path.is_file():
         near = _similar(path)
         hint = f'; did you mean {" or ".join(near)}?' if near else ''

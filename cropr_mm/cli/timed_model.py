@@ -84,7 +84,7 @@ def read_model_config(args: argparse.Namespace) -> Config:
         if side is not None:
             check_integer(option, side)
     if args.config:
-        cfg = read_config(args.config, '--config')
+        cfg = read_config(args.config, '--config=')
         merge_options(cfg, args.cfg_options)
         backbone = (cfg.get('model') or {}).get('backbone') or {}
         if not is_type(backbone, 'CroprViT'):

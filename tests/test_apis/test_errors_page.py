@@ -1,5 +1,6 @@
 """docs/errors.md: its messages are those of the code, in the order of the page."""
 
+import math
 import re
 import subprocess
 import sys
@@ -12,7 +13,9 @@ from mmengine.registry import MODELS
 
 from cropr_mm import CroprHook, CroprViT
 from cropr_mm.cli.run import build_runner
+from cropr_mm.engine.checks import check_resumable
 from cropr_mm.engine.curriculum import Curriculum
+from cropr_mm.engine.finite_loss import FiniteLoss
 from cropr_mm.engine.retrofit import check_start
 
 from ..helpers import seg_sample
@@ -100,6 +103,13 @@ def pyramid_first():
     MODELS.build(dict(type='SimpleFeaturePyramid', in_channels=16))(vit()(torch.randn(1, 3, 32, 32)))
 
 
+def diverged():
+    optimizer = SimpleNamespace(get_lr=lambda: dict(lr=[1.0]))
+    FiniteLoss().after_train_iter(
+        SimpleNamespace(iter=9, max_iters=10, optim_wrapper=optimizer), 9, outputs=dict(loss=torch.tensor(math.nan))
+    )
+
+
 ERRORS = [
     # The config does not build
     not_imported,
@@ -124,12 +134,14 @@ ERRORS = [
     lambda: CroprHook().attach(torch.nn.Identity()),
     two_hooks,
     wrong_class,
+    diverged,
     lambda: Curriculum(by_epoch=True).check(SimpleNamespace(train_loop=SimpleNamespace())),
     lambda: check_start(vit(), False),
     sharded_average,
     # A checkpoint does not load
     other_weights,
     folded,
+    lambda: check_resumable(dict(state_dict={}, meta={}), 'weights.pth'),
 ]
 
 

@@ -1,8 +1,10 @@
 """Files and folders are written whole or not at all."""
 
+import errno
+
 import pytest
 
-from cropr_mm.utils.io import whole_file, whole_folder
+from cropr_mm.utils.io import check_place, whole_file, whole_folder
 
 
 def test_two_writers_of_one_file_do_not_meet(tmp_path):
@@ -54,3 +56,30 @@ def test_what_is_there_stays(tmp_path, taken):
     with pytest.raises(FileExistsError, match=f'{out} exists; delete it or name another folder'), whole_folder(out):
         raise AssertionError('not reached')
     assert (tmp_path / taken).read_text() == 'mine' and list(tmp_path.iterdir()) == [out]
+
+
+def test_a_full_disk_names_the_file(tmp_path):
+    for writer in (whole_file, whole_folder):
+        with pytest.raises(OSError, match='cannot be written') as error, writer(tmp_path / 'out'):
+            raise OSError(errno.ENOSPC, 'No space left on device')
+        assert error.value.filename == str(tmp_path / 'out') and not list(tmp_path.iterdir())
+        with pytest.raises(OSError, match='unrelated') as error, writer(tmp_path / 'out'):
+            raise OSError(errno.ENOENT, 'unrelated')
+        assert error.value.filename is None
+
+
+def test_a_place_to_write_to_is_looked_at_beforehand(tmp_path):
+    (tmp_path / 'file').touch()
+    for path, folder in (('new/out.json', False), ('file', False), ('new', True), ('', True)):
+        check_place(tmp_path / path, folder)
+    for path, folder, words in (
+        ('', False, 'is a folder; a file'),
+        ('file', True, 'is a file; a folder'),
+        ('file/out.json', False, 'file is a file; a folder'),
+        ('file/out', True, 'file is a file; a folder'),
+    ):
+        with pytest.raises(ValueError, match=words):
+            check_place(tmp_path / path, folder)
+    with pytest.raises(ValueError, match='nothing can be written to'):
+        check_place('/proc/out.json')
+    assert [path.name for path in tmp_path.iterdir()] == ['file']

@@ -26,7 +26,7 @@ class Row:
 
     @property
     def name(self) -> str:
-        return ' '.join(f'{self.config} {self.command}'.split())[-100:]
+        return ' '.join(f'{self.config} {self.command}'.split())[-100:].encode('ascii', 'backslashreplace').decode()
 
 
 def tool(command: str, *parts: str) -> Row:
@@ -54,6 +54,8 @@ COMMAND_LINES = [
     tool('train', 'config'),
     tool('train sge.py', "config 'sge.py'", 'no such file', 'seg.py'),
     tool('train nobody/seg.py', "config 'nobody/seg.py'", 'no such file'),
+    tool("train 'caf\udce9.py'", 'no such file'),
+    tool("train 'my config.py'", "'my config.py'", 'no such file'),
     tool('train full', 'full', 'no such file'),
     tool('train text.txt', 'text.txt', '.py'),
     tool('train broken.py', 'broken.py', 'line'),
@@ -208,7 +210,7 @@ COMMAND_LINES = [
     tool('benchmark --arch vit-tiny --progress 0.5', '--progress=0.5', '--train'),
     tool('benchmark --arch vit-tiny --progress 2 --train', '--progress=2', 'at most 1'),
     tool('benchmark --whole-model', '--whole-model', '--config'),
-    tool('benchmark --config sge.py', "--config 'sge.py'", 'no such file', 'seg.py'),
+    tool('benchmark --config sge.py', "--config='sge.py'", 'no such file', 'seg.py'),
     tool('benchmark --config seg.py --checkpoint lost.pth', 'lost.pth', 'no such file'),
     tool('benchmark --config seg.py --checkpoint deep.pth', 'deep.pth', 'blocks.4'),
     tool('benchmark --config seg.py --cfg-options model.backbone.pruning.rate=999', 'rate=999', 'at most 71'),
