@@ -43,10 +43,27 @@ def test_reference_has_every_public_name():
         ('docs/swap.md', '[`tools/train.py`](../tools/train.py)', '`tools/train.py`'),
         ('docs/api/pruners.md', '[swap](../swap.md)', '[swap](../swap.md)'),
         ('configs/ade20k/README.md', '[swap](../../docs/swap.md)', '[swap](swap.md)'),
+        ('README.md', '[tutorial](docs/tutorial.ipynb)', '[tutorial](tutorial.md)'),
+        ('docs/tutorial.ipynb', '[swap](swap.md)', '[swap](swap.md)'),
     ],
 )
 def test_links_work_in_both_places(pages, source, written, shown):
     assert pages.relink(written, source) == (shown or written)
+
+
+def test_a_notebook_becomes_a_page_with_its_outputs(pages):
+    picture = dict(output_type='display_data', data={'image/png': 'QUJD\nREVG\n', 'text/plain': ['<Image>']})
+    said = [dict(output_type='stream', name='stdout', text=['1\n', '2\n']), dict(data={'text/plain': ['3']})]
+    cells = [
+        dict(cell_type='markdown', source=['# Title\n', 'text']),
+        dict(cell_type='code', source=['print(1)\n', 'x'], outputs=[*said, picture]),
+        dict(cell_type='code', source='y', outputs=[]),
+    ]
+    assert pages.notebook_text(dict(cells=cells)) == (
+        '# Title\ntext\n\n```python\nprint(1)\nx\n```\n\n'
+        '<img alt="output of the cell above" src="data:image/png;base64,QUJDREVG">\n\n'
+        '```text\n1\n2\n3\n```\n\n```python\ny\n```\n'
+    )
 
 
 def test_links_in_code_stay_as_they_are(pages):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,11 +162,19 @@ def _figure(
         for name, key in (('prediction', 'prediction'), ('ground truth', 'truth'))
         if any(getattr(picture, key) is not None for picture in pictures)
     ]
+    colours = colormaps['plasma'](np.linspace(0.02, 0.92, max(len(blocks), 1)))
     ratio = max(picture.image.shape[0] / picture.image.shape[1] for picture in pictures)
     inches = pixels / 100
-    legend_inches = 0.75
+    width = len(names) * inches
+    exits = [Patch(alpha=0, label='pruned after block')]
+    exits += [Patch(facecolor=colour, label=f'{block}') for block, colour in zip(blocks, colours)]
+    exits.append(Patch(facecolor='white', edgecolor='grey', label='kept (clear)'))
+    legends = [_Legend(exits, 9, width)]
+    if classes and len(classes) <= 20 and len(names) > 2:
+        legends.append(_Legend([Patch(facecolor=c, label=n) for c, n in zip(palette, classes)], 8, width))
+    legend_inches = 0.05 + sum(legend.inches for legend in legends)
     height = len(pictures) * inches * ratio + 0.3 + legend_inches
-    figure = Figure(figsize=(len(names) * inches, height), dpi=100, facecolor='white')
+    figure = Figure(figsize=(width, height), dpi=100, facecolor='white')
     axes = figure.subplots(
         len(pictures),
         len(names),
@@ -174,37 +183,41 @@ def _figure(
             left=0.006, right=0.994, top=1 - 0.3 / height, bottom=legend_inches / height, wspace=0.025, hspace=0.025
         ),
     )
-    colours = colormaps['plasma'](np.linspace(0.02, 0.92, max(len(blocks), 1)))
     for row, picture in zip(axes, pictures):
         for axis, name in zip(row, names):
             _draw_panel(axis, name, picture, list(blocks), colours, palette)
     for axis, name in zip(axes[0], names):
         axis.set_title(name, fontsize=11, pad=4)
-    exits = [Patch(alpha=0, label='pruned after block')]
-    exits += [Patch(facecolor=colour, label=f'{block}') for block, colour in zip(blocks, colours)]
-    exits.append(Patch(facecolor='white', edgecolor='grey', label='kept (clear)'))
-    figure.legend(
-        handles=exits,
-        loc='lower center',
-        bbox_to_anchor=(0.5, 0.36 / height),
-        ncols=len(exits),
-        fontsize=9,
-        frameon=False,
-        handlelength=1.2,
-        columnspacing=1.2,
-    )
-    if classes and len(classes) <= 20 and len(names) > 2:
+    top = legend_inches
+    for legend in legends:
         figure.legend(
-            handles=[Patch(facecolor=c, label=n) for c, n in zip(palette, classes)],
-            loc='lower center',
-            bbox_to_anchor=(0.5, 0.02 / height),
-            ncols=len(classes),
-            fontsize=8,
+            handles=legend.handles,
+            loc='upper center',
+            bbox_to_anchor=(0.5, top / height),
+            ncols=legend.columns,
+            title=legend.title,
+            title_fontsize=legend.size,
+            fontsize=legend.size,
             frameon=False,
-            handlelength=1,
-            columnspacing=0.9,
+            handlelength=1.1,
+            columnspacing=1.0,
         )
+        top -= legend.inches
     return figure
+
+
+class _Legend:
+    """Entries of a legend, in as many lines as fit the width of a picture; one without a patch is the title."""
+
+    def __init__(self, handles: list[Any], size: int, width: float) -> None:
+        self.handles, self.size = handles, size
+        needed = sum(0.34 + 0.0088 * size * len(handle.get_label()) for handle in handles)  # in inches, roughly
+        lines = math.ceil(needed / (width - 0.2))
+        self.title = None
+        if lines > 1 and handles[0].get_alpha() == 0:
+            self.title, self.handles = handles[0].get_label(), handles[1:]
+        self.columns = math.ceil(len(self.handles) / lines)
+        self.inches = 0.17 + 0.023 * size * (lines + (self.title is not None))
 
 
 def _draw_panel(axis: Any, name: str, picture: TokenPicture, blocks: list[int], colours: Any, palette: Any) -> None:

@@ -35,7 +35,8 @@ class TokenVisualizationHook(Hook):
     It looks at some batches as the model predicts them, without a prediction of its own, and writes with the iteration
     as the step:
 
-    - a picture of each image, ``val_tokens_{file name}``: image, tokens, prediction, ground truth;
+    - a picture of each image, ``val_tokens_{image}.png`` (MLflow reads the format from the name): image, tokens,
+      prediction, ground truth;
     - ``val/cropr.tokens.{block}``, patch tokens of an image (or of a sliding window) that are kept after the block;
     - ``val/cropr.kept.{class}``, share of the class's patches that are never pruned, where there are label maps or
       masks; mean over the images that it looked at.
@@ -131,7 +132,7 @@ class TokenVisualizationHook(Hook):
             return
         for sample, picture in zip(routed.samples, pictures_of(routed, self.backend_args)):
             image = render_picture(picture, self._blocks, meta, self.pixels)
-            runner.visualizer.add_image(f'{mode}_tokens_{Path(sample.img_path).stem}', image, step=runner.iter)
+            runner.visualizer.add_image(f'{mode}_tokens_{Path(sample.img_path).stem}.png', image, step=runner.iter)
 
     def _write(self, runner: Runner, mode: str) -> None:
         scalars: dict[str, float] = {}

@@ -1,12 +1,14 @@
 """Pages of the site that lie elsewhere in the repository, and links that work in both places.
 
-README.md is the site's front page; CONTRIBUTING.md and CHANGELOG.md and others come along. Links are written as they
+README.md is the site's front page; CONTRIBUTING.md and CHANGELOG.md and others come along, and a notebook with the
+outputs that are stored in it. Links are written as they
 work in the repository. On the site, those to a page of the site lead there, and those to other files become the file's
 name, as the site cannot know where the repository is hosted.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import posixpath
 import re
@@ -20,6 +22,7 @@ PAGES = {
     'CONTRIBUTING.md': 'contributing.md',
     'CHANGELOG.md': 'changelog.md',
     'results/NOTES.md': 'notes.md',
+    'docs/tutorial.ipynb': 'tutorial.md',
     'configs/ade20k/README.md': 'ade20k.md',
     'configs/coco/README.md': 'coco.md',
     'configs/imagenet/README.md': 'imagenet.md',
@@ -41,7 +44,7 @@ def on_files(files: Any, config: Any) -> Any:
     from mkdocs.structure.files import File
 
     for source, page in PAGES.items():
-        files.append(File.generated(config, page, content=(ROOT / source).read_text(encoding='utf-8')))
+        files.append(File.generated(config, page, content=page_text(ROOT / source)))
     return files
 
 
@@ -59,6 +62,31 @@ def on_post_page(output: str, page: Any, config: Any) -> str:
     for tag in _FETCHED.findall(output):
         _log.warning('%s: %s would be fetched when the page is viewed', page.file.src_uri, tag)
     return output
+
+
+def page_text(file: Path) -> str:
+    """A file of the repository as Markdown."""
+    text = file.read_text(encoding='utf-8')
+    return notebook_text(json.loads(text)) if file.suffix == '.ipynb' else text
+
+
+def notebook_text(notebook: dict[str, Any]) -> str:
+    """A notebook as Markdown: code and its outputs in fences, pictures as part of the page."""
+    parts = []
+    for cell in notebook['cells']:
+        source = ''.join(cell['source'])
+        parts.append(source if cell['cell_type'] == 'markdown' else f'```python\n{source}\n```')
+        said = ''
+        for output in cell.get('outputs', ()):
+            data = output.get('data', {})
+            if 'image/png' in data:
+                picture = ''.join(data['image/png']).replace('\n', '')
+                parts.append(f'<img alt="output of the cell above" src="data:image/png;base64,{picture}">')
+            else:
+                said += ''.join(output.get('text', data.get('text/plain', ''))).rstrip('\n') + '\n'
+        if said:
+            parts.append(f'```text\n{said}```')
+    return '\n\n'.join(parts) + '\n'
 
 
 def relink(markdown: str, source: str) -> str:

@@ -1,13 +1,14 @@
-"""Errors of the input end a program in one line."""
+"""Errors of the input end a program in one line; what it wrote is one line each."""
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 from mmengine.registry import HOOKS
 
 import cropr_mm  # noqa: F401 registers CroprHook
-from cropr_mm.cli.arguments import plain_errors
+from cropr_mm.cli.arguments import plain_errors, print_written
 
 
 def test_plain_errors_end_the_program_in_one_line(monkeypatch):
@@ -45,3 +46,8 @@ def test_an_interrupted_program_says_so(monkeypatch, capsys):
         raise KeyboardInterrupt
     assert ended.value.code == 130
     assert capsys.readouterr().err == 'train.py: interrupted\n'
+
+
+def test_what_was_written_is_a_line_each(capsys):
+    print_written('a.json', None, Path('b') / 'c.png')
+    assert capsys.readouterr().out == 'written: a.json\nwritten: b/c.png\n'

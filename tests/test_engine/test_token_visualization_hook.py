@@ -145,7 +145,7 @@ def test_pictures_tokens_and_class_shares_are_in_the_event_file(library, data_fo
     assert written == {name: [(2, pytest.approx(share, abs=1e-6))] for name, share in shares.items()}
     assert len(shares) > 3 and ('background' in shares) is (library == 'mmdet')
 
-    names = [f'val_tokens_{name}' for name in drawn(runner, (0, 2))]
+    names = [f'val_tokens_{name}.png' for name in drawn(runner, (0, 2))]
     assert sorted(read.Tags()['images']) == sorted(names) and len(names) == 4
     for name in names:
         (event,) = read.Images(name)
@@ -233,7 +233,7 @@ def test_sliding_windows_averaged_weights_and_epochs(data_folder):
     assert scalars(read, 'val/cropr.kept.') == shares
     assert left[0] == left[3]
     assert scalars(read, 'val/cropr.tokens.') == {str(b): [(2, count)] for b, count in left[0].items()}
-    image = pixels(read.Images(f'val_tokens_{drawn(runner, [0])[0]}')[0])
+    image = pixels(read.Images(f'val_tokens_{drawn(runner, [0])[0]}.png')[0])
     assert len({tuple(colour) for colour in image[30:120, 100:200].reshape(-1, 3)}) > 10
 
 

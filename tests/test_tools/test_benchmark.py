@@ -18,6 +18,7 @@ def test_report(run_tool, tmp_path, capsys):
     assert variants['cropr']['tokens_per_block'][-2:] == [8, 17]
     assert variants['cropr']['gflops'] < variants['dense']['gflops']
     said = capsys.readouterr().out
+    assert said.splitlines()[-2:] == [f'written: {tmp_path / f"speed.{kind}"}' for kind in ('json', 'png')]
     assert 'dense: 17 17' in said and 'cropr, random: 17 16' in said and 'pruning' in said
     assert (tmp_path / 'speed.png').stat().st_size > 1000
 

@@ -428,7 +428,11 @@ def test_compare_times_what_is_finished(data_folder, tmp_path, monkeypatch, caps
     run(monkeypatch, *argv)
     assert not seen['dense'][0].backbone.pruners and seen['dense'][1]['inputs'].shape == (2, 3, 96, 96)
     assert type(seen['tome'][0].backbone.pruners['0']).__name__ == 'ToMeReducer'
-    assert '| tome | 2.00× (0%) | 1.00 | 38.0 * |' in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert '| tome | 2.00× (0%) | 1.00 | 38.0 * |' in said
+    files = ('table.md', 'results.json', 'pareto-b2.png', 'pareto-b2.json')
+    assert said.splitlines()[-4:] == [f'written: {tmp_path / file}' for file in files]
+    assert all((tmp_path / file).is_file() for file in files)
     content = json.loads((tmp_path / 'pareto-b2.json').read_text())
     assert content['batch_size'] == 2 and [p['speed'] for p in content['points']] == [1.0, 2.0]
     assert content['points'][1]['family'] == 'tome'

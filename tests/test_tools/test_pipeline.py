@@ -34,6 +34,7 @@ def test_from_training_to_pictures(library, data_folder, run_tool, capsys):
     assert list(demo) == ['make_sample_data', 'train', 'benchmark', 'visualize_tokens']
     (data_folder / 'configs').symlink_to(ROOT / 'configs')
     run_tool('train', *demo['train'], *options)
+    assert capsys.readouterr().out.endswith(f'written: work_dirs/{target}/train\n')
     run_tool('benchmark', *demo['benchmark'], '--rounds', 1, '--batch-size', 2)
     said = capsys.readouterr().out
     assert 'images/s' in said and 'dense' in said and 'head' in said and '145 128 104 88 64 48 24 145' in said
@@ -44,12 +45,15 @@ def test_from_training_to_pictures(library, data_folder, run_tool, capsys):
     out = 'predictions' if library == 'mmseg' else 'predictions.pkl'
     run_tool('test', config, checkpoint, '--work-dir', 'test', '--out', out, '--show-dir', 'painted', *options)
     assert len([file for file in (data_folder / 'painted').rglob('*.*') if file.suffix in ('.png', '.jpg')]) == 6
+    said = capsys.readouterr().out.splitlines()
+    assert said[-3:] == [f'written: {folder}' for folder in (out, 'painted', 'test')]
     if library == 'mmseg':
         assert len(list((data_folder / out).iterdir())) == 6
     else:
         assert len(pickle.loads((data_folder / out).read_bytes())) == 6
 
     run_tool('analyze_routing', config, checkpoint, '--json', 'routing.json', '--against', config, checkpoint, *options)
+    assert capsys.readouterr().out.endswith('written: routing.json\n')
     routing = json.loads((data_folder / 'routing.json').read_text())
     assert routing['overlap'] == {str(block): 1.0 for block in range(6)}
     for group in ('object', 'background'):

@@ -33,6 +33,7 @@ def costs(monkeypatch):
 def test_the_plan_is_printed_and_written(target, costs, run_tool, data_folder, capsys):
     run_tool('plan', '--config', CONFIG, *target, '--out', 'planned.py', '--json', 'plan.json', '--batch-size', 1)
     text = capsys.readouterr().out
+    assert text.splitlines()[-2:] == ['written: planned.py', 'written: plan.json']
     assert 'measured 1.60×, 50 ms' in text and 'dense: 80 ms, to reach: 50 ms' in text
     report = json.loads((data_folder / 'plan.json').read_text())
     keep = {int(block): share for block, share in report['keep'].items()}

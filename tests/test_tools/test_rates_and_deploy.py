@@ -62,7 +62,9 @@ def test_a_checkpoint_is_evaluated_at_other_rates(run_tool, data_folder, checkpo
         dense, pruned = csv.DictReader(file)
     assert (float(dense['rate']), float(pruned['rate'])) == (0, 10)
     assert float(dense['speedup']) == 1 and float(dense['tokens_pruned']) == 0
-    assert 'images/s' in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert 'images/s' in said
+    assert said.splitlines()[-2:] == ['written: sweep/sweep.png', 'written: sweep/sweep.csv']
 
     cfg = Config.fromfile(str(CONFIG))
     cfg.merge_from_dict({'model.backbone.pruning.rate': 10})

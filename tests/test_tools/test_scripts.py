@@ -49,10 +49,12 @@ def test_every_tool_says_what_it_does(tool, run_tool, capsys):
     assert end.value.code == 0 and f'usage: {tool}.py' in capsys.readouterr().out
 
 
-def test_curves_of_cost_are_drawn_and_written(run_tool, tmp_path):
+def test_curves_of_cost_are_drawn_and_written(run_tool, tmp_path, capsys):
     run_tool('cost_curves', '--arch', 'vit-tiny', '--sizes', 64, 96, '--batches', 1, '--rates', 0.05, '--rounds', 1,
              '--json', tmp_path / 'curves.json', '--plot', tmp_path / 'curves.png')  # fmt: skip
     curves = json.loads((tmp_path / 'curves.json').read_text())
     assert [point['size'] for point in curves['size']] == [64, 96] and curves['threads'] >= 1
     assert curves['size'][0] == curves['batch'][0] == curves['rate'][0]
     assert (tmp_path / 'curves.png').read_bytes().startswith(b'\x89PNG')
+    files = tmp_path / 'curves.json', tmp_path / 'curves.png'
+    assert capsys.readouterr().out.splitlines()[-2:] == [f'written: {file}' for file in files]

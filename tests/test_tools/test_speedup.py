@@ -39,6 +39,8 @@ def test_rows_are_what_the_printed_lines_give(run_tool, data_folder, checkpoint,
              '--distil-iters', 2, *OPTIONS)  # fmt: skip
     said = capsys.readouterr().out
     work = data_folder / 'work'
+    files = [f'speedup.{kind}' for kind in ('json', 'csv', 'png')] + ['distilled-tome-0.6.pth']
+    assert said.splitlines()[-4:] == [f'written: work/{file}' for file in files]
     report = json.loads((work / 'speedup.json').read_text())
     with open(work / 'speedup.csv') as file:
         rows = list(csv.DictReader(file))

@@ -36,7 +36,8 @@ def test_files_are_timed_against_the_first(files, run_tool, tmp_path, capsys, mo
     monkeypatch.setattr('cropr_mm.benchmark.throughput.seconds_of', lambda call, repeats, device: (call(), 0.5)[1])
     run_tool('time_exports', *files, '--batch-size', 3, '--rounds', 2, '--json', tmp_path / 'times.json')
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[1:] for line in lines[1:]] == [['500.0', '6.00', '1.00', '0.0%']] * 2
+    assert [line.split()[1:] for line in lines[1:-1]] == [['500.0', '6.00', '1.00', '0.0%']] * 2
+    assert lines[-1] == f'written: {tmp_path / "times.json"}'
     report = json.loads((tmp_path / 'times.json').read_text())
     assert report['batch_size'] == 3 and report['files'][str(files[1])]['size'] == [8, 12]
 
