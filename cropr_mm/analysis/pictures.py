@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models.cropr_vit import find_backbone
+from ..models.pruning.supervision.targets import image_labels
 from .routing import KEPT, predict_with_routing
 
 SCORE = 0.3
@@ -57,19 +58,34 @@ def take_pictures(model: nn.Module, batch: dict[str, Any]) -> list[TokenPicture]
                 image,
                 exit_map.numpy(),
                 patch_size,
-                _labels(prediction, 'pred', image.shape),
-                _labels(sample, 'gt', image.shape),
+                labels_of(prediction, 'pred', image.shape),
+                labels_of(sample, 'gt', image.shape),
             )
         )
     return pictures
 
 
-def _labels(sample: Any, kind: str, shape: tuple[int, ...]) -> dict[str, Any] | None:
-    """Label map or instances of a data sample, at the size of the image."""
+def labels_of(sample: Any, kind: str, shape: Sequence[int]) -> dict[str, Any] | None:
+    """Label map, instances or classes of a data sample, at the size of the image.
+
+    Args:
+        sample: of mmseg, mmdet or mmpretrain.
+        kind: ``'pred'`` or ``'gt'``.
+        shape: (H, W) of the image that the model saw, without padding.
+
+    Returns:
+        ``sem_seg`` (H, W) integer; or ``boxes`` (K, 4), ``labels`` (K,), ``masks`` (K, H, W) or None and ``scores``
+        (K,) or None, of instances with a score of :data:`SCORE` or more; or ``classes`` (C,), the share of each class
+        (of a label, the classes (K,) as ``labels`` alone). None where the sample has none of them.
+    """
     if f'{kind}_sem_seg' in sample:
         label = getattr(sample, f'{kind}_sem_seg').data.reshape(1, 1, *getattr(sample, f'{kind}_sem_seg').shape[-2:])
-        resized = torch.nn.functional.interpolate(label.float(), shape[:2], mode='nearest')
-        return dict(sem_seg=resized[0, 0].numpy().astype(int))
+        resized = torch.nn.functional.interpolate(label.float(), tuple(shape[:2]), mode='nearest')
+        return dict(sem_seg=resized[0, 0].cpu().numpy().astype(int))
+    if kind == 'pred' and 'pred_score' in sample:
+        return dict(classes=sample.pred_score.detach().cpu().double().numpy())
+    if kind == 'gt' and 'gt_label' in sample:
+        return dict(labels=np.asarray(image_labels(sample).cpu()).reshape(-1))
     instances = sample.get(f'{kind}_instances')
     if instances is None or 'bboxes' not in instances:  # an image without labels
         return None
@@ -79,11 +95,14 @@ def _labels(sample: Any, kind: str, shape: tuple[int, ...]) -> dict[str, Any] | 
     boxes = np.asarray(boxes.tensor if hasattr(boxes, 'tensor') else boxes, dtype=float).reshape(-1, 4)
     masks = instances.get('masks')
     masks = masks.to_ndarray() if hasattr(masks, 'to_ndarray') else masks
-    ratio = shape[1] / sample.ori_shape[1], shape[0] / sample.ori_shape[0]
-    if kind == 'pred':  # mmdet gives predictions at the size of the file
-        boxes = boxes * np.array([*ratio, *ratio])
     if isinstance(masks, Tensor):
         masks = masks.cpu().numpy()
+    size_of_masks = None if masks is None else tuple(masks.shape[-2:])
+    if masks is not None and len(masks) and size_of_masks != tuple(shape[:2]):
+        planes = torch.from_numpy(masks.astype(np.float32))[None]
+        masks = torch.nn.functional.interpolate(planes, tuple(shape[:2]), mode='nearest')[0].numpy() > 0
+    if kind == 'pred' or size_of_masks == tuple(sample.ori_shape[:2]):  # size of the file
+        boxes = boxes * np.array([shape[1] / sample.ori_shape[1], shape[0] / sample.ori_shape[0]] * 2)
     return dict(boxes=boxes, masks=masks, labels=np.asarray(instances.labels), scores=instances.get('scores'))
 
 
