@@ -42,7 +42,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--indices', type=int, nargs='+', help='these images of the test set instead')
     parser.add_argument('--files', nargs='+', metavar='IMAGE', help='image files in place of the test set')
     parser.add_argument(
-        '--evaluate', type=int, default=200, metavar='N', help='images that numbers are of, evenly spread (default: 200)'
+        '--evaluate',
+        type=int,
+        default=200,
+        metavar='N',
+        help='images that numbers are of, evenly spread (default: 200)',
     )
     parser.add_argument(
         '--dense', nargs=2, metavar=('CONFIG', 'CHECKPOINT'), help='the dense model; --cfg-options hold for all models'

@@ -54,10 +54,11 @@ def picture() -> dict[str, Any]:
     over them. All are filled in by the page, which also sets the signal ``block``. Places are in pixels of the view."""
     alt = load_altair()
 
+    def along(axis: Any, name: str) -> Any:
+        return axis(f'{name}:Q').scale(None).axis(None)
+
     def at(chart: Any) -> Any:
-        return chart.encode(**{key: alt.Y(f'{key}:Q').scale(None).axis(None) if key[0] == 'y' and len(key) == 1 else
-                               alt.X(f'{key}:Q').scale(None).axis(None) if len(key) == 1 else f'{key}:Q'
-                               for key in ('x', 'y', 'x2', 'y2')})  # fmt: skip
+        return chart.encode(x=along(alt.X, 'x'), y=along(alt.Y, 'y'), x2='x2:Q', y2='y2:Q')
 
     pictures = alt.Chart(alt.NamedData('pictures')).mark_image(
         **dict(align='left', baseline='top', aspect=False, width=dict(expr='width'), height=dict(expr='height')),
@@ -78,21 +79,15 @@ def picture() -> dict[str, Any]:
         strokeDash=dict(expr='datum.dash'),
         tooltip=dict(expr='datum.tip'),
     )
-    words = boxes.mark_text(
-        **dict(align='left', baseline='bottom', dx=1, dy=-2, fontSize=11, fontWeight='bold', fill='white'),
-        **dict(stroke=dict(expr='datum.colour'), strokeWidth=3, text=dict(expr='datum.text'), clip=True),
-    )
-    words = words.encode(x=alt.X('x:Q').scale(None).axis(None), y=alt.Y('text_y:Q').scale(None).axis(None))
-    front = words.mark_text(
-        **dict(align='left', baseline='bottom', dx=1, dy=-2, fontSize=11, fontWeight='bold', fill='white'),
-        text=dict(expr='datum.text'),
-        clip=True,
-    )
+    letters = dict(align='left', baseline='bottom', dx=1, dy=-2, fontSize=11, fontWeight='bold', clip=True)
+    words = boxes.encode(x=along(alt.X, 'x'), y=along(alt.Y, 'text_y'), text='text:N')
+    halo = words.mark_text(**letters, stroke=dict(expr='datum.colour'), strokeWidth=3)
     cursor = alt.Chart(alt.NamedData('cursor')).mark_rect(
         fillOpacity=0, stroke=dict(expr='datum.stroke'), strokeWidth=dict(expr='datum.width'), tooltip=None
     )
     block = alt.param(name='block', value=0)
-    layers = alt.layer(pictures, at(tokens), at(frames), words, front, at(cursor)).add_params(block)
+    words = words.mark_text(**letters, fill='white')
+    layers = alt.layer(pictures, at(tokens), at(frames), halo, words, at(cursor)).add_params(block)
     spec = layers.properties(autosize='none', padding=0, width=360, height=360).to_dict()
     spec.update(config=dict(view=dict(stroke=None), aria=False, background=None))
     return spec
@@ -119,13 +114,14 @@ def tokens_per_block(summary: SetSummary, names: Sequence[str]) -> dict[str, Any
         for block, share in enumerate(one.entered)
     ]
     chart = _chart(rows, 'Share of the patch tokens that each block works on').mark_line(
-        interpolate='monotone', point=dict(size=50), strokeWidth=2.5
+        point=dict(size=50), strokeWidth=2.5
     )
     return _finished(
         chart.encode(
             x=alt.X('block:O').title('block').axis(labelAngle=0),
             y=alt.Y('share:Q').title('patch tokens').axis(format='%').scale(domain=[0, 1]),
             color=_by_model(names),
+            strokeDash=alt.StrokeDash('model:N').sort(list(names)).legend(None),
             tooltip=['model:N', 'block:O', alt.Tooltip('share:Q', format='.1%')],
         ).properties(height=240)
     )
@@ -142,7 +138,10 @@ def classes_kept(summary: SetSummary, names: Sequence[str], classes: Sequence[st
     chart = chart.transform_filter('datum.block == block').mark_point(filled=True, size=90, opacity=1)
     return _finished(
         chart.encode(
-            x=alt.X('share:Q').title('share that reaches the block').axis(format='%', orient='top').scale(domain=[0, 1]),
+            x=alt.X('share:Q')
+            .title('share that reaches the block')
+            .axis(format='%', orient='top')
+            .scale(domain=[0, 1]),
             y=alt.Y('class:N').sort(order).title(None).axis(grid=True, labelLimit=140),
             color=_by_model(names, 1),
             tooltip=['class:N', 'model:N', 'block:O', alt.Tooltip('share:Q', format='.1%')],
@@ -217,7 +216,10 @@ def costs(summary: SetSummary, names: Sequence[str]) -> dict[str, Any]:
     chart = _chart(rows, 'What each image lost against the dense model').mark_bar()
     return _finished(
         chart.encode(
-            x=alt.X('rank:Q').title('images, by what pruning cost them').axis(tickMinStep=1, grid=False),
+            x=alt.X('rank:Q')
+            .title('images, by what pruning cost them')
+            .axis(tickMinStep=1, grid=False)
+            .scale(nice=False, padding=6),
             y=alt.Y('cost:Q').title('lost against dense').axis(format='+%').stack(None),
             color=_by_model(names, 1),
             opacity=alt.value(1 if len(names) == 2 else 0.6),
@@ -234,8 +236,14 @@ def _finished(chart: Any) -> dict[str, Any]:
     text = dict(labelColor='var(--soft)', titleColor='var(--soft)', titleFontWeight='normal', labelFontSize=12)
     lines = dict(gridColor='var(--line)', domainColor='var(--line)', tickColor='var(--line)', titleFontSize=12)
     spec = chart.to_dict()
+    spec['autosize'] = dict(type='fit-x', contains='padding')
     spec['config'] = dict(
-        **dict(background=None, font='system-ui, sans-serif', view=dict(stroke=None), autosize='fit-x'),
+        **dict(
+            background=None,
+            font='system-ui, sans-serif',
+            view=dict(stroke=None),
+            autosize=dict(type='fit-x', contains='padding'),
+        ),
         axis={**text, **lines},
         legend=dict(labelColor='var(--ink)', labelFontSize=13, symbolType='circle', labelLimit=260, columns=2),
     )

@@ -28,16 +28,15 @@ function unpack(image, number) {
     const known = score.steps.filter((step) => step < KEPT).sort();
     score.rank = (step) => known.findIndex((other) => other >= step) / Math.max(known.length - 1, 1);
   }
-  tokens.left.forEach((block, i) => { if (block === KEPT) tokens.left[i] = KEPT; });
   return tokens;
 }
 
 const returned = (tokens, block) => tokens.fusion && block >= tokens.depth - 1;
-const has_left = (tokens, i, block) => tokens.left[i] !== KEPT && tokens.left[i] < block;
+const hasLeft = (tokens, i, block) => tokens.left[i] !== KEPT && tokens.left[i] < block;
 
 // The token that stands for token i in a block: itself, or what it merged into.
 function root(tokens, i, block) {
-  while (tokens.owner && has_left(tokens, i, block) && tokens.owner[i] !== NONE) i = tokens.owner[i];
+  while (tokens.owner && hasLeft(tokens, i, block) && tokens.owner[i] !== NONE) i = tokens.owner[i];
   return i;
 }
 
@@ -48,14 +47,14 @@ function statesIn(tokens, block, mode) {
   roots.forEach((i) => sizes[i]++);
   const score = mode === 'score' && tokens.scores.find((one) => one.block === block);
   return roots.map((at, i) => {
-    const gone = !back && has_left(tokens, at, block);
-    if (mode === 'exit' && has_left(tokens, i, block)) {
+    const gone = !back && hasLeft(tokens, at, block);
+    if (mode === 'exit' && hasLeft(tokens, i, block)) {
       return {fill: vega.scheme('plasma')(0.05 + 0.9 * tokens.left[i] / tokens.depth), opacity: 0.75};
     }
-    if (gone) return {fill: 'var(--card)', opacity: 0.88};
+    if (gone) return {fill: 'var(--fade)', opacity: 0.88};
     if (score && score.steps[i] < KEPT) return {fill: vega.scheme('viridis')(score.rank(score.steps[i])), opacity: 0.7};
-    if (mode === 'fade' && sizes[at] > 1) return {fill: `hsl(${(at * 137.5) % 360} 75% 55%)`, opacity: 0.6};
-    return {fill: 'var(--card)', opacity: 0};
+    if (mode === 'fade' && sizes[at] > 1) return {fill: `hsl(${(at * 137.5) % 360} 75% 50%)`, opacity: 0.5};
+    return {fill: 'var(--fade)', opacity: 0};
   });
 }
 
@@ -68,9 +67,9 @@ function about(tokens, i) {
   else told.left = `after block ${tokens.left[i]}` + (merged ? `, merged into ${place(tokens, tokens.owner[i])}` : '');
   const scores = tokens.scores.filter((score) => score.steps[i] < KEPT).map((score) => {
     const value = score.low + (score.high - score.low) * score.steps[i] / 253;
-    return `${score.block}: ${value.toPrecision(3)} (${percent(score.rank(score.steps[i]), 0)})`;
+    return `${score.block}: ${value.toPrecision(3)} (above ${percent(score.rank(score.steps[i]), 0)})`;
   });
-  if (scores.length) told['score (rank) in block'] = scores.join(' · ');
+  if (scores.length) told['score in block'] = scores.join(' · ');
   if (tokens.cover) {
     const [first, share, second, rest] = tokens.cover;
     const parts = [[first[i], share[i]], [second[i], rest[i]]].filter(([label, part]) => label !== NONE && part);
@@ -112,8 +111,7 @@ function layersOf(kind, number) {
     return {pictures: model.unlike?.png ? [dim, {url: model.unlike.png, opacity: 0.9, smooth: false}] : [dim], boxes: made};
   }
   const under = kind === 'tokens' ? find('#under').value : 'photo';
-  if (under !== 'photo') return {...layersOf(under, number)};
-  return {pictures: [photo], boxes: []};
+  return under === 'photo' ? {pictures: [photo], boxes: []} : layersOf(under, number);
 }
 
 const UNLIKE = ['#e03131', '#1971c2', '#868e96'];
@@ -167,7 +165,7 @@ function tellOfImage(image) {
     const before = model.before ? `; before fusion ${label(model.before)}` : '';
     find(`[data-text="${number}"]`).textContent = [score, label(model.prediction) + before].filter(Boolean).join('. ');
     const unlike = find(`[data-unlike="${number}"]`);
-    if (unlike) unlike.replaceChildren(...unlikeText(model.unlike));
+    if (unlike && model.unlike) unlike.replaceChildren(...unlikeText(model.unlike));
   });
   const present = new Set([image.truth, ...image.models.map((model) => model.prediction)].flatMap((labels) => labels?.present ?? []));
   find('#legend').replaceChildren(...[...present].sort((a, b) => a - b).map((of) => {
@@ -184,12 +182,15 @@ function swatch(colour) {
 }
 
 function unlikeText(unlike) {
-  if (!unlike) return ['see the predictions'];
   const boxes = data.kind === 'detection';
-  const kinds = boxes ? ['boxes lost', 'new boxes'] : ['of the pixels wrong, dense right', 'right, dense wrong', 'other'];
-  if (!boxes && !data.images[now.image].truth) kinds.splice(0, 2, null, null);
-  const found = kinds.flatMap((kind, i) => (kind ? [swatch(UNLIKE[i]), `${boxes ? unlike.shares[i] : percent(unlike.shares[i])} ${kind}  `] : []));
-  return found;
+  const kinds = boxes ? ['lost', 'new', ''] : ['wrong, dense right', 'right, dense wrong', 'other'];
+  if (!boxes && !data.images[now.image].truth) kinds.splice(0, 2, '', '');
+  return kinds.flatMap((kind, i) => {
+    if (!kind) return [];
+    const part = document.createElement('span');
+    part.append(swatch(UNLIKE[i]), `${boxes ? unlike.shares[i] : percent(unlike.shares[i])} ${kind}`);
+    return [part];
+  });
 }
 
 function showBlock() {

@@ -18,7 +18,7 @@ from ..benchmark.throughput import Timing
 from ..utils.io import whole_file
 from . import charts
 from .contenders import Contender
-from .summary import SetSummary, name_of, truth_of
+from .summary import SetSummary, truth_of
 from .tasks import Detection, Labels, Task, match
 from .trace import NOBODY, ImageTrace
 
@@ -264,7 +264,9 @@ def pack_scores(scores: Tensor) -> list[Any]:
 
 def pack_cover(cover: Tensor) -> list[str]:
     """The two classes that cover most of each patch: class, percent, class, percent."""
-    two = cover if cover.shape[1] > 1 else cover.new_zeros(len(cover), 2).index_copy(1, cover.new_zeros(1).long(), cover)
+    two = (
+        cover if cover.shape[1] > 1 else cover.new_zeros(len(cover), 2).index_copy(1, cover.new_zeros(1).long(), cover)
+    )
     shares, classes = two.topk(2, dim=1)
     classes = classes.where(shares > 0, classes.new_tensor(NO_CLASS))
     return [

@@ -92,11 +92,14 @@ def summarize(
             summary = SetSummary(task, dense.truth is not None, [], [Summary() for _ in contenders])
         summary.names.append(name_of(contenders[0].items[row], row))
         for own, trace, contender in zip(summary.models, traces, contenders):
-            if trace.prediction is None or dense.prediction is None or type(task_of(trace.prediction, 0)) is not type(
-                summary.task
+            if (
+                trace.prediction is None
+                or dense.prediction is None
+                or type(task_of(trace.prediction, 0)) is not type(summary.task)
             ):
                 raise ValueError(f'{contender.name} predicts something else than {contenders[0].name}')
             _add(own, summary.task, trace, dense, contender)
+        tell(done)
     if summary is None:
         raise ValueError('no image to report of')
     return summary
