@@ -81,7 +81,7 @@ def picture() -> dict[str, Any]:
     )
     letters = dict(align='left', baseline='bottom', dx=1, dy=-2, fontSize=11, fontWeight='bold', clip=True)
     words = boxes.encode(x=along(alt.X, 'x'), y=along(alt.Y, 'text_y'), text='text:N')
-    halo = words.mark_text(**letters, stroke=dict(expr='datum.colour'), strokeWidth=3)
+    halo = words.mark_text(**letters, stroke='#000', strokeOpacity=0.65, strokeWidth=3)
     cursor = alt.Chart(alt.NamedData('cursor')).mark_rect(
         fillOpacity=0, stroke=dict(expr='datum.stroke'), strokeWidth=dict(expr='datum.width'), tooltip=None
     )
@@ -146,7 +146,7 @@ def classes_kept(summary: SetSummary, names: Sequence[str], classes: Sequence[st
             color=_by_model(names, 1),
             tooltip=['class:N', 'model:N', 'block:O', alt.Tooltip('share:Q', format='.1%')],
         )
-        .properties(height=alt.Step(20))
+        .properties(height=20 * len(order))
         .add_params(alt.param(name='block', value=0))
     )
 

@@ -1,11 +1,13 @@
 'use strict';
 // Between the controls of the page and the Vega views: which image, which block, which token.
 const data = JSON.parse(document.getElementById('data').textContent);
-const NONE = 65535, KEPT = 255, WIDTH = 360;
+const NONE = 65535, KEPT = 255, STEPS = 253, WIDTH = 360;
 const find = (query) => document.querySelector(query);
 const all = (query) => [...document.querySelectorAll(query)];
 const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
 const words = (text) => new Uint16Array(bytes(text).buffer);
+const NO_CLASS = data.classes.length < 255 ? 255 : NONE;
+const labelsOf = (text) => (NO_CLASS === NONE ? words(text) : bytes(text));
 const percent = (share, digits = 1) => `${(100 * share).toFixed(digits)} %`;
 const className = (label) => data.classes[label] ?? `class ${label}`;
 
@@ -19,9 +21,9 @@ function unpack(image, number) {
     rows, columns, number, patch: packed.patch, depth: model.depth, fusion: model.fusion,
     left: bytes(packed.left),
     owner: packed.owner && words(packed.owner),
-    after: packed.after && words(packed.after),
-    early: packed.early && words(packed.early),
-    cover: cover && [words(cover[0]), bytes(cover[1]), words(cover[2]), bytes(cover[3])],
+    after: packed.after && labelsOf(packed.after),
+    early: packed.early && labelsOf(packed.early),
+    cover: cover?.map((part, i) => (i % 2 ? bytes(part) : labelsOf(part))),
     scores: Object.entries(packed.scores).map(([block, [low, high, steps]]) => ({block: +block, low, high, steps: bytes(steps)})),
   };
   for (const score of tokens.scores) {
@@ -66,18 +68,18 @@ function about(tokens, i) {
   if (tokens.left[i] === KEPT) told.left = 'never';
   else told.left = `after block ${tokens.left[i]}` + (merged ? `, merged into ${place(tokens, tokens.owner[i])}` : '');
   const scores = tokens.scores.filter((score) => score.steps[i] < KEPT).map((score) => {
-    const value = score.low + (score.high - score.low) * score.steps[i] / 253;
+    const value = score.low + (score.high - score.low) * score.steps[i] / STEPS;
     return `${score.block}: ${value.toPrecision(3)} (above ${percent(score.rank(score.steps[i]), 0)})`;
   });
   if (scores.length) told['score in block'] = scores.join(' · ');
   if (tokens.cover) {
-    const [first, share, second, rest] = tokens.cover;
-    const parts = [[first[i], share[i]], [second[i], rest[i]]].filter(([label, part]) => label !== NONE && part);
+    const pairs = [0, 2].map((k) => [tokens.cover[k]?.[i] ?? NO_CLASS, tokens.cover[k + 1]?.[i]]);
+    const parts = pairs.filter(([label, part]) => label !== NO_CLASS && part);
     told['class share'] = parts.map(([label, part]) => `${className(label)} ${part} %`).join(', ') || 'no label';
   }
-  if (tokens.after && tokens.after[i] !== NONE) {
+  if (tokens.after && tokens.after[i] !== NO_CLASS) {
     told.prediction = className(tokens.after[i]);
-    if (tokens.early && tokens.early[i] !== NONE) told['before fusion'] = className(tokens.early[i]);
+    if (tokens.early && tokens.early[i] !== NO_CLASS) told['before fusion'] = className(tokens.early[i]);
   }
   return told;
 }
@@ -94,7 +96,7 @@ function drawn(labels, image, dash) {
   return (labels?.boxes ?? []).map(([x, y, x2, y2, label, score]) => ({
     x: x * scale(image), y: y * scale(image), x2: x2 * scale(image), y2: y2 * scale(image),
     text_y: Math.max(y * scale(image), 14), colour: data.palette[label], dash: dash ?? [],
-    text: className(label) + (score === null ? '' : ` ${score.toFixed(2)}`), tip: className(label),
+    text: data.classes.length > 1 ? className(label) : '', tip: className(label) + (score === null ? '' : ` ${score.toFixed(2)}`),
   }));
 }
 

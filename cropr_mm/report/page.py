@@ -24,9 +24,9 @@ from .trace import NOBODY, ImageTrace
 
 LARGEST = 640
 """Pixels of the longer side of a picture in the page."""
-NO_CLASS = 65535
-UNKNOWN = 255
-"""Among packed scores and blocks: none."""
+NOTHING = {np.uint8: 255, np.uint16: 65535}
+"""Among packed numbers: none."""
+STEPS = 253
 UNLIKE = ('#e03131', '#1971c2', '#868e96')
 """Pixels that the dense model alone has right, that it alone has wrong, and others that differ."""
 _FILES = Path(__file__).resolve().parent
@@ -75,6 +75,7 @@ def write_page(
         loader=jinja2.FileSystemLoader(_FILES), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters['percent'] = lambda share, digits=1: '–' if share is None else f'{share:.{digits}%}'
+    environment.filters['points'] = lambda share: f'{round(100 * share, 1) + 0.0:+.1f}'.replace('-', '−')
     page = environment.get_template('page.html.j2').render(
         title=title,
         task=summary.task,
@@ -225,15 +226,13 @@ def _unlike(trace: ImageTrace, dense: ImageTrace, task: Task, truth: Labels) -> 
 def _tokens(trace: ImageTrace, task: Task, contender: Contender) -> dict[str, Any]:
     """What happened to the tokens, packed."""
     tokens = trace.tokens
-    left = tokens.left.where(tokens.left != KEPT, tokens.left.new_tensor(UNKNOWN))
-    merged = tokens.owner != NOBODY
     said = {key: labels for key, labels in (('after', trace.prediction), ('early', trace.before))}
     classes = {key: _class_of_tokens(labels, trace, task) for key, labels in said.items()}
     return dict(
         grid=list(trace.grid),
         patch=trace.patch_size,
-        left=pack(left, np.uint8),
-        owner=pack(tokens.owner.where(merged, tokens.left.new_tensor(NO_CLASS)), np.uint16) if merged.any() else None,
+        left=pack(tokens.left, np.uint8, tokens.left != KEPT),
+        owner=pack(tokens.owner, np.uint16, tokens.owner != NOBODY) if (tokens.owner != NOBODY).any() else None,
         scores={block: pack_scores(scores) for block, scores in tokens.scores.items()},
         **{key: value for key, value in classes.items() if value is not None},
     )
@@ -246,33 +245,37 @@ def _class_of_tokens(labels: Labels | None, trace: ImageTrace, task: Task) -> st
     cover = task.cover(labels, trace.grid, trace.patch_size)
     assert cover is not None
     most, best = cover.max(dim=1)
-    return pack(best.where(most > 0, best.new_tensor(NO_CLASS)), np.uint16)
+    return pack(best, width_of(task.num_classes), most > 0)
 
 
-def pack(values: Tensor, kind: Any) -> str:
-    """Integers as little-endian bytes in base64."""
+def width_of(classes: int) -> Any:
+    """The integers that classes are packed as."""
+    return np.uint8 if classes < NOTHING[np.uint8] else np.uint16
+
+
+def pack(values: Tensor, kind: Any, known: Tensor | None = None) -> str:
+    """Integers as little-endian bytes in base64; what is not known is the largest number of the kind."""
+    if known is not None:
+        values = values.where(known, values.new_tensor(NOTHING[kind]))
     return base64.b64encode(values.numpy().astype(np.dtype(kind).newbyteorder('<')).tobytes()).decode()
 
 
 def pack_scores(scores: Tensor) -> list[Any]:
-    """Lowest and highest score, and all of them in 254 steps between; NaN and infinities have none."""
+    """Lowest and highest score, and all of them in 253 steps between; NaN and infinities have none."""
     known = scores.isfinite()
     low, high = (float(scores[known].min()), float(scores[known].max())) if known.any() else (0.0, 0.0)
-    steps = ((scores - low) / max(high - low, 1e-30) * 253).round()
-    return [float(f'{low:.5g}'), float(f'{high:.5g}'), pack(steps.where(known, steps.new_tensor(UNKNOWN)), np.uint8)]
+    steps = ((scores - low) / max(high - low, 1e-30) * STEPS).round()
+    return [float(f'{low:.5g}'), float(f'{high:.5g}'), pack(steps, np.uint8, known)]
 
 
 def pack_cover(cover: Tensor) -> list[str]:
     """The two classes that cover most of each patch: class, percent, class, percent."""
-    two = (
-        cover if cover.shape[1] > 1 else cover.new_zeros(len(cover), 2).index_copy(1, cover.new_zeros(1).long(), cover)
-    )
-    shares, classes = two.topk(2, dim=1)
-    classes = classes.where(shares > 0, classes.new_tensor(NO_CLASS))
+    kind = width_of(cover.shape[1])
+    shares, classes = cover.topk(min(2, cover.shape[1]), dim=1)
     return [
         packed
-        for i in range(2)
-        for packed in (pack(classes[:, i], np.uint16), pack((100 * shares[:, i]).round(), np.uint8))
+        for share, label in zip(shares.T, classes.T)
+        for packed in (pack(label, kind, share > 0), pack((100 * share).round(), np.uint8))
     ]
 
 
@@ -291,7 +294,7 @@ def photo_uri(image: np.ndarray) -> str:
 
     picture = Image.fromarray(image)
     picture.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
-    return _uri(picture, 'JPEG', quality=85)
+    return _uri(picture, 'JPEG', quality=82)
 
 
 def label_uri(labels: np.ndarray, palette: np.ndarray) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..analysis.pictures import SCORE
 from ..models.pruning.oracle import in_patches
 from ..models.pruning.supervision.targets import class_shares
 
@@ -25,12 +26,14 @@ class Task:
 
     Attributes:
         kind: of the task, in one word.
-        metric: of a set, in words.
+        metric: of a set.
+        about: what that is, in words.
         each: of one image, in words.
     """
 
     kind = ''
     metric = ''
+    about = ''
     each = ''
 
     def __init__(self, num_classes: int) -> None:
@@ -72,7 +75,8 @@ class Task:
 
 class Segmentation(Task):
     kind = 'segmentation'
-    metric = 'mIoU over the classes in the ground truth'
+    metric = 'mIoU'
+    about = 'of the classes that the ground truth of the set has'
     each = 'mean IoU of the classes in its ground truth'
 
     def counts(self, prediction: Labels, truth: Labels) -> np.ndarray:
@@ -103,7 +107,9 @@ class Segmentation(Task):
 
 class Detection(Task):
     kind = 'detection'
-    metric = each = f'F1 of boxes (score ≥ 0.3, same class, IoU ≥ {OVERLAP:g})'
+    metric = 'F1'
+    about = f'of boxes with a score of {SCORE:g} or more, right where class and place are (IoU of {OVERLAP:g} or more)'
+    each = 'F1 of its boxes'
 
     def counts(self, prediction: Labels, truth: Labels) -> np.ndarray:
         found, _ = match(prediction, truth)
@@ -142,7 +148,8 @@ class Detection(Task):
 
 class Classification(Task):
     kind = 'classification'
-    metric = 'top-1 accuracy'
+    metric = 'top-1'
+    about = 'share of the images whose likeliest class is right'
     each = 'probability of its true class'
 
     def counts(self, prediction: Labels, truth: Labels) -> np.ndarray:
