@@ -87,7 +87,14 @@ def picture() -> dict[str, Any]:
     )
     block = alt.param(name='block', value=0)
     words = words.mark_text(**letters, fill='white')
-    layers = alt.layer(pictures, at(tokens), at(frames), halo, words, at(cursor)).add_params(block)
+    layers = alt.layer(
+        pictures,
+        at(tokens),
+        at(frames).properties(name='frames'),
+        halo.properties(name='halo'),
+        words.properties(name='words'),
+        at(cursor).properties(name='cursor'),
+    ).add_params(block)
     spec = layers.properties(autosize='none', padding=0, width=360, height=360).to_dict()
     spec.update(config=dict(view=dict(stroke=None), aria=False, background=None))
     return spec

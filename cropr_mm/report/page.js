@@ -42,6 +42,9 @@ function root(tokens, i, block) {
   return i;
 }
 
+// From dark purple to yellow, by way of red or of blue and green.
+const ramp = (share, way) => `color-mix(in oklch ${way} hue, #fde725 ${(100 * share).toFixed(1)}%, #440154)`;
+
 function statesIn(tokens, block, mode) {
   const count = tokens.rows * tokens.columns, back = returned(tokens, block);
   const roots = Array.from({length: count}, (_, i) => (back ? i : root(tokens, i, block)));
@@ -51,10 +54,10 @@ function statesIn(tokens, block, mode) {
   return roots.map((at, i) => {
     const gone = !back && hasLeft(tokens, at, block);
     if (mode === 'exit' && hasLeft(tokens, i, block)) {
-      return {fill: vega.scheme('plasma')(0.05 + 0.9 * tokens.left[i] / tokens.depth), opacity: 0.75};
+      return {fill: ramp(tokens.left[i] / (tokens.depth - 1), 'increasing'), opacity: 0.75};
     }
     if (gone) return {fill: 'var(--fade)', opacity: 0.88};
-    if (score && score.steps[i] < KEPT) return {fill: vega.scheme('viridis')(score.rank(score.steps[i])), opacity: 0.7};
+    if (score && score.steps[i] < KEPT) return {fill: ramp(score.rank(score.steps[i]), 'decreasing'), opacity: 0.7};
     if (mode === 'fade' && sizes[at] > 1) return {fill: `hsl(${(at * 137.5) % 360} 75% 50%)`, opacity: 0.5};
     return {fill: 'var(--fade)', opacity: 0};
   });
@@ -165,7 +168,7 @@ function tellOfImage(image) {
   image.models.forEach((model, number) => {
     const score = model.score === null ? '' : percent(model.score);
     const before = model.before ? `; before fusion ${label(model.before)}` : '';
-    find(`[data-text="${number}"]`).textContent = [score, label(model.prediction) + before].filter(Boolean).join('. ');
+    find(`[data-text="${number}"]`).textContent = [score, label(model.prediction) + before].filter(Boolean).join(' · ');
     const unlike = find(`[data-unlike="${number}"]`);
     if (unlike && model.unlike) unlike.replaceChildren(...unlikeText(model.unlike));
   });

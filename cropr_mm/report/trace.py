@@ -80,7 +80,7 @@ def _listen(pruner: BasePruner, block: int, scored: dict[int, Tensor]) -> Iterat
             pruner.score = own  # type: ignore[method-assign]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TokenTrace:
     """What happened to each of the N patch tokens of an image.
 
@@ -135,7 +135,7 @@ def join_windows(traces: Sequence[TokenTrace], routed: Routed, sample: int, patc
     return TokenTrace(left, owner, scores)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ImageTrace:
     """What one model did with one image.
 
@@ -178,6 +178,7 @@ def trace_image(model: nn.Module, item: dict[str, Any], seed: int = 0, before: b
     sample = routed.samples[0]
     height, width = sample.img_shape[:2] if 'img_shape' in sample else item['inputs'].shape[-2:]
     shape = (int(height), int(width))
+    prediction = labels_of(routed.predictions[0], 'pred', shape)  # before the next one, which overwrites it
     again = None
     if before and _returns_late(backbone):
         torch.manual_seed(seed)
@@ -189,7 +190,7 @@ def trace_image(model: nn.Module, item: dict[str, Any], seed: int = 0, before: b
         backbone.patch_size,
         join_windows(traces, routed, 0, backbone.patch_size),
         entered(routed.exits, backbone),
-        labels_of(routed.predictions[0], 'pred', shape),
+        prediction,
         labels_of(sample, 'gt', shape),
         again,
     )
