@@ -42,7 +42,7 @@ def javascript() -> str:
     version = '.'.join(load_altair().SCHEMA_VERSION.split('.')[:2])
     import vl_convert
 
-    return vl_convert.javascript_bundle(vl_version=version)
+    return vl_convert.javascript_bundle('window.vegaEmbed=vegaEmbed;', vl_version=version)
 
 
 def model_colour(model: int) -> str:

@@ -180,7 +180,7 @@ def _labels(labels: Labels | None, task: Task, palette: np.ndarray) -> dict[str,
         return dict(png=label_uri(labels['sem_seg'], palette), present=known.tolist())
     if 'boxes' in labels:
         scores = labels['scores'] if labels['scores'] is not None else [None] * len(labels['boxes'])
-        found = dict(
+        found: dict[str, Any] = dict(
             boxes=[
                 [*np.round(box, 1).tolist(), int(label), None if score is None else round(float(score), 2)]
                 for box, label, score in zip(labels['boxes'], labels['labels'], scores)

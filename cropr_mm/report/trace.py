@@ -71,7 +71,7 @@ def _listen(pruner: BasePruner, block: int, scored: dict[int, Tensor]) -> Iterat
         scored[block] = score(*inputs)
         return scored[block]
 
-    pruner.score = listening  # type: ignore[method-assign]
+    pruner.score = listening  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
