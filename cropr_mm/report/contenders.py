@@ -58,7 +58,25 @@ class Contender:
 
     def trace(self, index: int, before: bool = False) -> ImageTrace:
         """See :func:`~cropr_mm.report.trace.trace_image`."""
-        return trace_image(self.set_up(), self.items[index], index, before)
+        item = self.items[index]
+        fit_boxes(item['data_samples'], self.items, index)
+        return trace_image(self.set_up(), item, index, before)
+
+
+def fit_boxes(sample: Any, items: Any, index: int) -> None:
+    """Bring true boxes to the size of the image where a pipeline leaves them at that of the file, as mmdetection's do.
+
+    Which of the two it is, masks tell; without masks, whether the data set lists the very same boxes.
+    """
+    instances = sample.get('gt_instances')
+    if instances is None or 'masks' in instances or not hasattr(items, 'get_data_info'):
+        return
+    listed = [one['bbox'] for one in items.get_data_info(index).get('instances', ()) if not one.get('ignore_flag')]
+    boxes = getattr(instances.bboxes, 'tensor', instances.bboxes)
+    if len(listed) != len(boxes) or not listed or (boxes - boxes.new_tensor(listed)).abs().max() > 0.5:
+        return
+    (height, width), (file_height, file_width) = sample.img_shape[:2], sample.ori_shape[:2]
+    boxes.copy_(boxes * boxes.new_tensor([width / file_width, height / file_height] * 2))
 
 
 def load_contender(cfg: Config, checkpoint: str, name: str, files: Sequence[str] = ()) -> Contender:
@@ -85,7 +103,7 @@ def load_contender(cfg: Config, checkpoint: str, name: str, files: Sequence[str]
 
 def without_reduction(contender: Contender) -> Contender:
     """The same weights, every token through every block."""
-    return replace(contender, name='dense', about=f'the weights of {contender.name}, no token leaves', reduction=None)
+    return replace(contender, name='dense', about='weights of the first model, no token leaves', reduction=None)
 
 
 def with_reducer(contender: Contender, name: str, pruning: Mapping[str, Any] | None, rate: float) -> Contender:
@@ -109,7 +127,7 @@ def with_reducer(contender: Contender, name: str, pruning: Mapping[str, Any] | N
     return replace(
         contender,
         name=name,
-        about=f'the weights of {contender.name}, {settings["pruner"]["type"]}',
+        about=f'weights of the dense model, {settings["pruner"]["type"]}',
         reduction=reduction,
     )
 

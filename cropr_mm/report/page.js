@@ -27,8 +27,10 @@ function unpack(image, number) {
     scores: Object.entries(packed.scores).map(([block, [low, high, steps]]) => ({block: +block, low, high, steps: bytes(steps)})),
   };
   for (const score of tokens.scores) {
-    const known = score.steps.filter((step) => step < KEPT).sort();
-    score.rank = (step) => known.findIndex((other) => other >= step) / Math.max(known.length - 1, 1);
+    const below = new Uint32Array(257); // how many tokens have a lower step
+    score.steps.forEach((step) => { if (step < KEPT) below[step + 1]++; });
+    for (let step = 1; step <= KEPT; step++) below[step] += below[step - 1];
+    score.rank = (step) => below[step] / Math.max(below[KEPT] - 1, 1);
   }
   return tokens;
 }
@@ -78,7 +80,7 @@ function about(tokens, i) {
   if (tokens.cover) {
     const pairs = [0, 2].map((k) => [tokens.cover[k]?.[i] ?? NO_CLASS, tokens.cover[k + 1]?.[i]]);
     const parts = pairs.filter(([label, part]) => label !== NO_CLASS && part);
-    told['class share'] = parts.map(([label, part]) => `${className(label)} ${part} %`).join(', ') || 'no label';
+    told['class share'] = parts.map(([label, part]) => `${className(label)} ${part} %`).join(', ') || (data.kind === 'detection' ? 'background' : 'no label');
   }
   if (tokens.after && tokens.after[i] !== NO_CLASS) {
     told.prediction = className(tokens.after[i]);

@@ -109,6 +109,26 @@ def test_detection_by_hand():
     assert summary.models[1].covered[2] == pytest.approx(2 * 30 / 16)  # a box of 5 × 6 pixels in each image
 
 
+class Listed(list):
+    """A data set that lists the boxes of its first image as they are in the file."""
+
+    def get_data_info(self, index):
+        boxes = [[7.0, 8.0, 15.0, 17.0], [1.0, 1.0, 6.0, 7.0], [16.0, 2.0, 23.0, 10.0]]
+        return dict(instances=[*(dict(bbox=box, ignore_flag=0) for box in boxes), dict(bbox=[0] * 4, ignore_flag=1)])
+
+
+@pytest.mark.parametrize('at_file_size', [True, False])
+def test_true_boxes_are_brought_to_the_size_of_the_image(at_file_size):
+    image = boxed()
+    image['data_samples'].set_metainfo(dict(ori_shape=(48, 12)))
+    boxes = image['data_samples'].gt_instances.bboxes.clone()
+    scale = torch.tensor([2, 0.5, 2, 0.5])
+    if not at_file_size:
+        image['data_samples'].gt_instances.bboxes = boxes * scale
+    truth = contend(Detector(PRUNING), Listed([image]), 'pruned').trace(0).truth
+    assert torch.equal(torch.from_numpy(truth['boxes']).float(), boxes * scale)
+
+
 def test_classification_by_hand():
     model = Classifier(PRUNING)
     items = [labelled(row) for row in range(3)]
