@@ -9,7 +9,7 @@ PY        := $(VENV)/bin/python
 .DEFAULT_GOAL := help
 
 help:
-	@echo 'make demo       train and evaluate a pruned segmentor on sample data, time it against dense, draw its tokens'
+	@echo 'make demo       train and evaluate a pruned segmentor on sample data, time it against dense, write a report'
 	@echo 'make demo-det   the same for a Mask R-CNN'
 	@echo 'make test       lint and every test'
 	@echo 'make lint       ruff, mypy, and whether Python 3.8 and PyTorch 2.1 have what is used'
@@ -54,6 +54,7 @@ demo demo-det: data
 	$(PY) tools/train.py $(CONFIG) --work-dir work_dirs/$@/train
 	$(PY) tools/benchmark.py --config $(CONFIG) --checkpoint $$(cat work_dirs/$@/train/last_checkpoint) --whole-model --variants dense cropr --batch-size 16
 	$(PY) tools/visualize_tokens.py $(CONFIG) $$(cat work_dirs/$@/train/last_checkpoint) --out work_dirs/$@/tokens.png
+	$(PY) tools/report.py $(CONFIG) $$(cat work_dirs/$@/train/last_checkpoint) work_dirs/$@/report.html --images 6 --evaluate 50 --rounds 3
 
 data: setup
 	$(PY) tools/make_sample_data.py data/sample

@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.dataset import Compose, pseudo_collate
+from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS
 
 from cropr_mm.analysis.pictures import draw_pictures, take_pictures
 from cropr_mm.cli.arguments import add_run_arguments, new_picture, plain_errors
 from cropr_mm.cli.config import load_config
-from cropr_mm.cli.inputs import check_data, check_images
+from cropr_mm.cli.inputs import check_data, check_images, items_of_files
 from cropr_mm.cli.model import load_model
 from cropr_mm.models.cropr_vit import find_backbone
 from cropr_mm.utils.checks import check_integer
@@ -44,13 +44,6 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def image_inputs(cfg: Config, files: list[str]) -> list[dict[str, Any]]:
-    """Inputs from image files, through the test pipeline without its labels."""
-    steps = [step for step in cfg.test_dataloader.dataset.pipeline if not step['type'].startswith('LoadAnn')]
-    pipeline = Compose(steps)
-    return [pipeline(dict(img_path=file, img_id=i)) for i, file in enumerate(files)]
-
-
 def dataset_inputs(cfg: Config, indices: list[int]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Inputs of the test set, and its classes and palette."""
     check_data(cfg, ['test_dataloader'])
@@ -71,7 +64,7 @@ def main() -> None:
         model = load_model(cfg, args.checkpoint)
         schedule = find_backbone(model).schedule
         if args.image:
-            inputs, meta = image_inputs(cfg, args.image), getattr(model, 'dataset_meta', {})
+            inputs, meta = items_of_files(cfg, args.image), getattr(model, 'dataset_meta', {})
         else:
             inputs, meta = dataset_inputs(cfg, args.indices)
         torch.manual_seed(0)

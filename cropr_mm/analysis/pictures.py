@@ -15,6 +15,7 @@ from mmengine import fileio
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
+from ..models.pruning.supervision.targets import image_labels
 from ..utils.io import whole_file
 from .routing import KEPT, Routed, predict_with_routing
 
@@ -65,8 +66,8 @@ def pictures_of(routed: Routed, backend_args: dict[str, Any] | None = None) -> l
                 image,
                 exit_map.numpy(),
                 routed.backbone.patch_size,
-                _labels(prediction, 'pred', image.shape),
-                _labels(sample, 'gt', image.shape),
+                labels_of(prediction, 'pred', image.shape),
+                labels_of(sample, 'gt', image.shape),
             )
         )
     return pictures
@@ -80,17 +81,32 @@ def _image(sample: Any, backend_args: dict[str, Any] | None) -> np.ndarray:
         return np.asarray(file.convert('RGB').resize((width, height), Image.Resampling.BICUBIC))
 
 
-def _labels(sample: Any, kind: str, shape: tuple[int, ...]) -> dict[str, Any] | None:
-    """Label map or instances of a data sample, at the size of the image."""
+def labels_of(sample: Any, kind: str, shape: Sequence[int]) -> dict[str, Any] | None:
+    """Label map, instances or classes of a data sample, at the size of the image.
+
+    Args:
+        sample: of mmseg, mmdet or mmpretrain.
+        kind: ``'pred'`` or ``'gt'``.
+        shape: (H, W) of the image that the model saw, without padding.
+
+    Returns:
+        ``sem_seg`` (H, W) integer; or ``boxes`` (K, 4), ``labels`` (K,), ``masks`` (K, H, W) or None and ``scores``
+        (K,) or None, of instances with a score of :data:`SCORE` or more; or ``classes`` (C,), the share of each class
+        (of a label, the classes (K,) as ``labels`` alone). None where the sample has none of them.
+    """
     if not isinstance(sample, BaseDataElement):
         return None
-    sample = sample.cpu()
+    sample, size = sample.cpu(), tuple(shape[:2])
     if f'{kind}_sem_seg' in sample:
         labels = getattr(sample, f'{kind}_sem_seg')
         label = labels.data if hasattr(labels, 'data') else labels.sem_seg  # mmseg, mmdet
         label = label.reshape(1, 1, *labels.shape[-2:])
-        resized = torch.nn.functional.interpolate(label.float(), shape[:2], mode='nearest')
+        resized = torch.nn.functional.interpolate(label.float(), size, mode='nearest')
         return dict(sem_seg=resized[0, 0].numpy().astype(int))
+    if kind == 'pred' and 'pred_score' in sample:
+        return dict(classes=sample.pred_score.detach().double().numpy())
+    if kind == 'gt' and 'gt_label' in sample:
+        return dict(labels=np.asarray(image_labels(sample)).reshape(-1))
     instances = sample.get(f'{kind}_instances')
     if instances is None or 'bboxes' not in instances:  # an image without labels
         return None
@@ -102,8 +118,12 @@ def _labels(sample: Any, kind: str, shape: tuple[int, ...]) -> dict[str, Any] | 
     masks = masks.to_ndarray() if hasattr(masks, 'to_ndarray') else masks
     if isinstance(masks, Tensor):
         masks = masks.numpy()
-    size, file = shape[:2], tuple(sample.ori_shape[:2])
-    if kind == 'pred' or masks is None or masks.shape[-2:] != size:  # mmdet's tests: at the size of the file
+    size_of_masks = None if masks is None else tuple(masks.shape[-2:])
+    if masks is not None and len(masks) and size_of_masks != size:
+        planes = torch.from_numpy(masks.astype(np.float32))[None]
+        masks = torch.nn.functional.interpolate(planes, size, mode='nearest')[0].numpy() > 0
+    file = tuple(sample.ori_shape[:2])
+    if kind == 'pred' or size_of_masks != size:  # mmdet's predictions, and the labels of its tests: as in the file
         boxes = boxes * np.array([size[1] / file[1], size[0] / file[0]] * 2)
     return dict(boxes=boxes, masks=masks, labels=np.asarray(instances.labels), scores=instances.get('scores'))
 

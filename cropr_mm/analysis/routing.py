@@ -85,16 +85,35 @@ class Routed(NamedTuple):
 
         Windows that begin inside a patch are moved to the nearest one.
         """
+        window, place = self.deepest_windows()
+        exits = torch.full_like(window, KEPT - 1)
+        for i, own in enumerate(self.exits):
+            exits = torch.where(window == i, own.flatten(1).gather(1, place.clamp(max=own[0].numel() - 1)), exits)
+        return exits.unflatten(1, self.grid())
+
+    def grid(self) -> tuple[int, int]:
+        """(H, W) of the whole batch, in patches."""
+        height, width = (-(-side // self.backbone.patch_size) for side in self.size)
+        return height, width
+
+    def corners(self) -> list[tuple[int, int]]:
+        """Row and column of the patch at the top left of each window."""
         patch_size = self.backbone.patch_size
-        grid = [-(-side // patch_size) for side in self.size]
-        depth = torch.full((len(self.exits[0]), *grid), KEPT - 1)
-        for window, exits in zip(self.windows, self.exits):
-            top, left = (round(part.start / patch_size) for part in window)
-            place = depth[:, top : top + exits.shape[1], left : left + exits.shape[2]]
-            exits = exits[:, : place.shape[1], : place.shape[2]]
-            later = (exits == KEPT) | ((place != KEPT) & (exits > place))
-            place.copy_(torch.where(later, exits, place))
-        return depth
+        return [(round(rows.start / patch_size), round(columns.start / patch_size)) for rows, columns in self.windows]
+
+    def deepest_windows(self) -> tuple[Tensor, Tensor]:
+        """Of each position, the window in which it went deepest (-1: none), and its position there: (B, H * W) each."""
+        depth = torch.full((len(self.exits[0]), *self.grid()), KEPT - 1)
+        window, place = torch.full_like(depth, -1), torch.zeros_like(depth)
+        for i, ((top, left), exits) in enumerate(zip(self.corners(), self.exits)):
+            own = torch.arange(exits[0].numel()).view(exits.shape[1:]).expand_as(exits)
+            part = (..., slice(top, top + exits.shape[1]), slice(left, left + exits.shape[2]))
+            height, width = depth[part].shape[1:]
+            exits, own = exits[:, :height, :width], own[:, :height, :width]
+            later = (exits == KEPT) | ((depth[part] != KEPT) & (exits > depth[part]))
+            depth[part], place[part] = torch.where(later, exits, depth[part]), torch.where(later, own, place[part])
+            window[part] = window[part].masked_fill(later, i)
+        return window.flatten(1), place.flatten(1)
 
 
 class Recording:

@@ -1,4 +1,4 @@
-"""Are the files there that a config names, and what they should be? Checked before a model is built."""
+"""Are the files there that a config names, and what they should be? Checked before a model is built. And images."""
 
 from __future__ import annotations
 
@@ -185,3 +185,12 @@ def check_images(option: str, files: Sequence[str]) -> None:
                 image.load()
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow's decoders raise
             raise ValueError(f'{option} {file!r}: no image that can be read ({error})') from error
+
+
+def items_of_files(cfg: Config, files: Sequence[str]) -> list[dict[str, Any]]:
+    """Image files as items of a data set: through the pipeline of the test set, without its labels."""
+    from mmengine.dataset import Compose
+
+    steps = [step for step in cfg.test_dataloader.dataset.pipeline if not step['type'].startswith('LoadAnn')]
+    pipeline = Compose(steps)
+    return [pipeline(dict(img_path=file, img_id=i)) for i, file in enumerate(files)]

@@ -5,7 +5,7 @@ import pytest
 import torch
 from mmengine.structures import BaseDataElement, InstanceData
 
-from cropr_mm.analysis.pictures import TokenPicture, _labels, draw_pictures, render_picture
+from cropr_mm.analysis.pictures import TokenPicture, draw_pictures, labels_of, render_picture
 from cropr_mm.analysis.routing import KEPT
 
 pytest.importorskip('matplotlib')
@@ -59,7 +59,7 @@ def test_boxes_lie_where_the_model_saw_them(kind, masks, expected):
     if masks:
         instances.masks = torch.ones(masks, dtype=torch.bool)
     sample = BaseDataElement(metainfo=dict(ori_shape=(20, 40), img_shape=(10, 20)), **{f'{kind}_instances': instances})
-    assert _labels(sample, kind, (10, 20, 3))['boxes'].tolist() == [expected]
+    assert labels_of(sample, kind, (10, 20, 3))['boxes'].tolist() == [expected]
 
 
 def test_nothing_to_draw(tmp_path):

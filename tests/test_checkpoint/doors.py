@@ -133,6 +133,7 @@ def doors(folder: Path) -> dict[str, Callable[[str], Any]]:
         'deploy.py': by_tool('deploy', '{path}', str(folder / 'out.pth')),
         'sweep_rates.py': by_tool('sweep_rates', '{path}', '--rates', '8'),
         'speedup.py': by_tool('speedup', '{path}'),
+        'report.py': by_tool('report', '{path}', str(folder / 'report.html')),
         'visualize_tokens.py': by_tool('visualize_tokens', '{path}'),
         'analyze_routing.py': by_tool('analyze_routing', '{path}'),
         'test.py': by_tool('test', '{path}', *few),

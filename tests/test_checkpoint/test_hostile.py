@@ -28,6 +28,7 @@ TOOLS = (
     'deploy.py',
     'sweep_rates.py',
     'speedup.py',
+    'report.py',
     'visualize_tokens.py',
     'analyze_routing.py',
     'test.py',
