@@ -267,13 +267,16 @@ def exits_of_all(routed: Routed) -> Tensor:
     The last one is those never pruned.
     """
     exits = torch.cat([part.flatten(1) for part in routed.exits])  # windows have one size
-    return _count(exits.flatten(), torch.ones(exits.numel(), 1).double(), routed.backbone.depth)[0] / len(exits)
+    return _count(exits.flatten(), torch.full((exits.numel(), 1), 1.0, dtype=torch.float64), routed.backbone.depth)[
+        0
+    ] / len(exits)
 
 
 def _count(exits: Tensor, weights: Tensor, depth: int) -> Tensor:
     """Sums (K, depth + 1) of weights (P, K) by the exits (P,) of their patches, ``KEPT`` last."""
     counts = weights.new_zeros(weights.shape[1], depth + 1)
-    return counts.index_add_(1, torch.where(exits == KEPT, depth, exits), weights.t())
+    columns = torch.where(exits == KEPT, depth, exits).expand(len(counts), -1)
+    return counts.scatter_add_(1, columns, weights.t())
 
 
 def _reached(counts: Tensor, fusion: bool) -> Tensor:
