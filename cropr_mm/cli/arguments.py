@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from mmengine.config import DictAction
 
@@ -19,14 +18,12 @@ _WRONG_INPUT = (ValueError, OSError, ModuleNotFoundError)
 PICTURES = ('.png', '.pdf', '.svg', '.jpg')
 
 
-class ConfigOptions(DictAction):
-    """``KEY=VALUE …`` as a dict."""
-
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        for text in values:
-            if not text.partition('=')[0] or '=' not in text:
-                raise argparse.ArgumentError(self, f'{text!r}: KEY=VALUE is expected')
-        super().__call__(parser, namespace, values, option_string)
+def key_value(text: str) -> str:
+    """Type of an argument: ``KEY=VALUE``."""
+    key, equals, _ = text.partition('=')
+    if not key or not equals:
+        raise argparse.ArgumentTypeError(f'{text!r}: KEY=VALUE is expected')
+    return text
 
 
 def new_file(text: str) -> str:
@@ -62,7 +59,8 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=ConfigOptions,
+        type=key_value,
+        action=DictAction,
         metavar='KEY=VALUE',
         help='change settings of the config, e.g. train_cfg.max_iters=100 '
         'model.backbone.pruning.rate=16; lists as key="[a,b]"',

@@ -16,7 +16,6 @@ from mmengine.runner import Runner
 
 from ..engine.checks import check_config
 from ..utils.checks import nearest
-from ..utils.io import check_place
 from ..utils.libraries import register_library
 from .errors import one_line
 
@@ -29,15 +28,14 @@ def load_config(args: argparse.Namespace) -> Config:
     Raises:
         FileNotFoundError: there is no such config; the message names similar ones.
         ModuleNotFoundError: the library that the config is for is not installed.
-        ValueError: the file is no config, an option does not fit it, its work dir cannot be written, or a CroprViT
-            stands in it and what it replaces has not gone completely.
+        ValueError: the file is no config, an option does not fit it, or what a CroprViT replaces in it has not gone
+            completely.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = read_config(args.config)
     cfg.launcher = args.launcher
     merge_options(cfg, args.cfg_options)
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or os.path.join('work_dirs', Path(args.config).stem)
-    check_place(cfg.work_dir, folder=True)
     register_library(cfg)
     check_config(cfg)
     return cfg

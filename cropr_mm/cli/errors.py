@@ -104,6 +104,9 @@ def one_line(error: BaseException) -> str:
 
 def _meaning(error: BaseException) -> str:
     found = ((re.search(pattern, str(error)), meaning) for pattern, meaning in _MEANINGS.items())
+    frames = traceback.extract_tb(error.__traceback__)
+    if isinstance(error, KeyError) and not (frames and frames[-1].filename.endswith('data_preprocessor.py')):
+        return ''
     meanings = (meaning.format(*match.groups()) for match, meaning in found if match)
     return next(meanings, '') if isinstance(error, _MEANT) else ''
 

@@ -17,7 +17,7 @@ from mmengine.runner import Runner, find_latest_checkpoint
 from ..checkpoint import check_checkpoint
 from ..engine.bfloat16 import let_mmcv_take_bfloat16
 from ..utils.checks import is_type
-from ..utils.io import whole_file
+from ..utils.io import check_place, whole_file
 from .model import check_model
 
 _SHARDING = ('FSDPStrategy', 'CroprFSDPStrategy')
@@ -49,7 +49,7 @@ class WholeFiles(LocalBackend):
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
         with whole_file(filepath) as partial:
-            super().put(obj, partial)
+            partial.write_bytes(obj)
 
 
 def build_runner(cfg: Config) -> Runner:
@@ -67,6 +67,8 @@ def build_runner(cfg: Config) -> Runner:
     if cfg.launcher != 'none' and not has_accelerator():
         _start_on_cpu(cfg)
     check_model(cfg)
+    if cfg.get('work_dir'):
+        check_place(cfg.work_dir, folder=True)
     register_backend('local', WholeFiles, force=True, prefixes='')
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     let_mmcv_take_bfloat16()  # for models without a CroprHook

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 from mmengine.registry import MODELS
 from torch import nn
 
@@ -15,7 +15,7 @@ from ..benchmark.machine import describe_machine
 from ..benchmark.measure import Setting
 from ..engine.checks import check_config
 from ..utils.checks import check_integer, is_type
-from .arguments import ConfigOptions
+from .arguments import key_value
 from .config import merge_options, read_config
 from .model import build_model
 
@@ -29,7 +29,8 @@ def add_model_arguments(parser: argparse._ArgumentGroup) -> None:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=ConfigOptions,
+        type=key_value,
+        action=DictAction,
         default={},
         metavar='KEY=VALUE',
         help='change settings of the config',

@@ -53,5 +53,5 @@ BAD = [('--iters', 1), ('--batch', 0), ('--crops', 0), ('--seed', -1), ('--out',
 
 @pytest.mark.parametrize('option, value', BAD)
 def test_bad_options_are_named(run_tool, tmp_path, option, value):
-    with pytest.raises(SystemExit, match=f'^pretrain_sample.py: error: {option}={value};'):
+    with pytest.raises(SystemExit, match=f"^pretrain_sample.py: error: {option}='?{value}'?[:;]"):
         run_tool('pretrain_sample', '--work-dir', tmp_path / 'logs', option, value)
