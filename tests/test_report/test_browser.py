@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -126,7 +127,7 @@ def test_hovering_shows_the_token_in_all_models(opened, site):
         assert opened.told(number)['token'] == 'row 2, column 4'
     told, left = opened.told(1), int(tokens.left[16])
     assert told['left'] == ('never' if left == KEPT else f'after block {left}')
-    found = re.findall(r'(\d+): (-?[\d.e-]+) \(above \d+ %\)', told['score in block'])
+    found = re.findall(r'(\d+):\s(-?[\d.e-]+)\s\(above\s\d+\s%\)', told['score in block'])
     assert [int(block) for block, _ in found] == [
         b for b in range(4) if b in tokens.scores and (left == KEPT or b <= left)
     ]
@@ -192,11 +193,27 @@ def test_everything_has_a_name_for_a_screen_reader(opened):
     assert opened.page.locator('h1').count() == 1 and opened.page.locator('html').get_attribute('lang') == 'en'
 
 
+def test_more_classes_than_a_byte_counts(browser, tmp_path):
+    pruned = contend(Segmentor(PRUNING), [item(0)], 'pruned')
+    named = replace(pruned, meta=dict(classes=[f'class no. {i}' for i in range(300)]))
+    write(tmp_path / 'a.html', [replace(named, name='dense', reduction=None), named], 1)
+    page = Opened(browser, tmp_path / 'a.html', viewport=dict(width=1300, height=1500))
+    page.hover(1, 0, 0)
+    label = int(item(0)['data_samples'].gt_sem_seg.data[0, 0, 0])
+    told = page.told(1)
+    assert told['class share'].startswith(f'class no. {label} ')
+    assert told['prediction'] in {f'class no. {i}' for i in range(3)}
+    legend = page.page.locator('#legend li').all_inner_texts()
+    assert f'class no. {label}' in legend and len(legend) <= 3
+    page.context.close()
+    assert page.problems == []
+
+
 def test_boxes_are_drawn(browser, tmp_path):
     items = [boxed(row) for row in range(2)]
     pruned = contend(Detector(PRUNING), items, 'pruned')
     write(tmp_path / 'a.html', [contend(pruned.model, items, 'dense', dense=True), pruned], 2)
-    page = Opened(browser, tmp_path / 'a.html')
+    page = Opened(browser, tmp_path / 'a.html', viewport=dict(width=1300, height=1500))
     frames = '[data-shows="{}"][data-model="{}"] path[stroke-width="2"]'
     assert page.page.locator(frames.format('truth', 0)).count() == 3
     assert page.page.locator(frames.format('prediction', 1)).count() == 2
