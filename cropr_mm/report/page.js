@@ -45,7 +45,7 @@ function root(tokens, i, block) {
 }
 
 // From dark purple to yellow; the two ways round differ, as do the keys beside the controls.
-const ramp = (share, way) => `color-mix(in oklch ${way} hue, #fde725 ${(100 * share).toFixed(1)}%, #440154)`;
+const ramp = (share, way) => `color-mix(in oklch ${way} hue, #440154, #fde725 ${(100 * share).toFixed(1)}%)`;
 
 function statesIn(tokens, block, mode) {
   const count = tokens.rows * tokens.columns, back = returned(tokens, block);
@@ -266,7 +266,7 @@ async function start() {
   all('.thumbs button').forEach((button) => button.addEventListener('click', () => { now.image = +button.dataset.image; showImage(); }));
   find('#block').addEventListener('input', (event) => { now.block = +event.target.value; showBlock(); });
   find('#mode').addEventListener('change', (event) => {
-    all('.key').forEach((key) => { key.hidden = key.dataset.mode !== event.target.value; });
+    all('.colours').forEach((key) => { key.hidden = key.dataset.mode !== event.target.value; });
     showImage();
   });
   find('#under').addEventListener('change', showImage);

@@ -86,8 +86,8 @@ def opened(browser, site):
     assert [url for url in page.requests if not url.startswith('data:')] == [site.file.as_uri()]
 
 
-def left_of(contender, site):
-    return contender.trace(int(site.data['images'][0]['name'].split()[0])).tokens
+def left_of(contender, site, image=0):
+    return contender.trace(int(site.data['images'][image]['name'].split()[0])).tokens
 
 
 def test_the_slider_fades_the_tokens_that_have_left_in_all_pictures(opened, site):
@@ -160,6 +160,13 @@ def test_another_image_and_other_ways_to_look(opened, site):
     opened.page.locator('#mode').select_option('exit')
     opened.page.wait_for_timeout(60)
     assert opened.page.evaluate(FADED, 1) == 0
+    assert opened.page.locator('.colours:visible').get_attribute('data-mode') == 'exit'
+    colours = opened.page.evaluate(
+        """[...document.querySelectorAll('.tokens[data-model="1"] path')].map(path => path.getAttribute('fill'))"""
+    )
+    left = left_of(site.pruned, site, 1).left
+    shares = {f'#fde725 {100 * block / 4:.1f}%)' for block in left[left < 3].unique().tolist() if block != KEPT}
+    assert {re.search('#fde725.*', colour)[0] for colour in colours if 'color-mix' in (colour or '')} == shares
     opened.page.locator('#mode').select_option('score')
     for under in ('truth', 'prediction'):
         opened.page.locator('#under').select_option(under)
