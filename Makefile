@@ -54,7 +54,7 @@ demo demo-det: data
 	$(PY) tools/train.py $(CONFIG) --work-dir work_dirs/$@/train
 	$(PY) tools/benchmark.py --config $(CONFIG) --checkpoint $$(cat work_dirs/$@/train/last_checkpoint) --whole-model --variants dense cropr --batch-size 16
 	$(PY) tools/visualize_tokens.py $(CONFIG) $$(cat work_dirs/$@/train/last_checkpoint) --out work_dirs/$@/tokens.png
-	$(PY) tools/report.py $(CONFIG) $$(cat work_dirs/$@/train/last_checkpoint) work_dirs/$@/report.html --images 6 --evaluate 50 --rounds 3
+	$(PY) tools/report.py $(CONFIG) $$(cat work_dirs/$@/train/last_checkpoint) work_dirs/$@/report.html --images 6 --evaluate 50 --batch-size 16 --rounds 3
 
 data: setup
 	$(PY) tools/make_sample_data.py data/sample

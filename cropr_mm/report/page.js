@@ -44,8 +44,8 @@ function root(tokens, i, block) {
   return i;
 }
 
-// From dark purple to yellow, by way of red or of blue and green.
-const ramp = (share, way) => `color-mix(in oklch ${way} hue, #fde725 ${(100 * share).toFixed(1)}%, #440154)`;
+// From dark purple to yellow; the two ways round differ, as do the keys beside the controls.
+const ramp = (share, way) => `color-mix(in oklch ${way} hue, #440154, #fde725 ${(100 * share).toFixed(1)}%)`;
 
 function statesIn(tokens, block, mode) {
   const count = tokens.rows * tokens.columns, back = returned(tokens, block);
@@ -56,7 +56,7 @@ function statesIn(tokens, block, mode) {
   return roots.map((at, i) => {
     const gone = !back && hasLeft(tokens, at, block);
     if (mode === 'exit' && hasLeft(tokens, i, block)) {
-      return {fill: ramp(tokens.left[i] / (tokens.depth - 1), 'increasing'), opacity: 0.75};
+      return {fill: ramp(tokens.left[i] / (tokens.depth - 1), 'increasing'), opacity: 0.8};
     }
     if (gone) return {fill: 'var(--fade)', opacity: 0.88};
     if (score && score.steps[i] < KEPT) return {fill: ramp(score.rank(score.steps[i]), 'decreasing'), opacity: 0.7};
@@ -74,7 +74,7 @@ function about(tokens, i) {
   else told.left = `after block ${tokens.left[i]}` + (merged ? `, merged into ${place(tokens, tokens.owner[i])}` : '');
   const scores = tokens.scores.filter((score) => score.steps[i] < KEPT).map((score) => {
     const value = score.low + (score.high - score.low) * score.steps[i] / STEPS;
-    return `${score.block}: ${value.toPrecision(3)} (above ${percent(score.rank(score.steps[i]), 0)})`;
+    return `${score.block}: ${value.toPrecision(3)} (above ${percent(score.rank(score.steps[i]), 0)})`.replace(/ /g, '\u00a0');
   });
   if (scores.length) told['score in block'] = scores.join(' · ');
   if (tokens.cover) {
@@ -265,7 +265,10 @@ async function start() {
   }
   all('.thumbs button').forEach((button) => button.addEventListener('click', () => { now.image = +button.dataset.image; showImage(); }));
   find('#block').addEventListener('input', (event) => { now.block = +event.target.value; showBlock(); });
-  find('#mode').addEventListener('change', showImage);
+  find('#mode').addEventListener('change', (event) => {
+    all('.colours').forEach((key) => { key.hidden = key.dataset.mode !== event.target.value; });
+    showImage();
+  });
   find('#under').addEventListener('change', showImage);
   let timer = null;
   find('#play').addEventListener('click', (event) => {

@@ -19,7 +19,7 @@ from ..utils.io import whole_file
 from . import charts
 from .contenders import Contender
 from .summary import SetSummary, truth_of
-from .tasks import Detection, Labels, Task, match
+from .tasks import IGNORED, Detection, Labels, Task, match
 from .trace import NOBODY, ImageTrace
 
 LARGEST = 640
@@ -176,7 +176,7 @@ def _labels(labels: Labels | None, task: Task, palette: np.ndarray) -> dict[str,
         return None
     if 'sem_seg' in labels:
         present = np.unique(labels['sem_seg'])
-        known = present[(present >= 0) & (present < task.num_classes)]
+        known = present[(present >= 0) & (present < task.num_classes) & (present != IGNORED)]
         return dict(png=label_uri(labels['sem_seg'], palette), present=known.tolist())
     if 'boxes' in labels:
         scores = labels['scores'] if labels['scores'] is not None else [None] * len(labels['boxes'])

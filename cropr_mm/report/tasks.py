@@ -14,6 +14,8 @@ from ..models.pruning.supervision.targets import class_shares
 
 Labels = dict
 """As :func:`~cropr_mm.analysis.pictures.labels_of` gives them."""
+IGNORED = 255
+"""Value of a label map that is no class, as in mmsegmentation."""
 OVERLAP = 0.5
 """IoU of two boxes from which on they are of the same object."""
 
@@ -90,7 +92,7 @@ class Segmentation(Task):
         return float((both / (found + true - both)).mean()) if len(true) else float('nan')
 
     def _known(self, true: np.ndarray) -> np.ndarray:
-        return (true >= 0) & (true < self.num_classes)
+        return (true >= 0) & (true < self.num_classes) & (true != IGNORED)
 
     def right_by_exit(self, prediction: Labels, truth: Labels, exits: np.ndarray, patch_size: int) -> Any:
         found, true = prediction['sem_seg'], truth['sem_seg']

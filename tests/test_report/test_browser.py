@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -85,8 +86,8 @@ def opened(browser, site):
     assert [url for url in page.requests if not url.startswith('data:')] == [site.file.as_uri()]
 
 
-def left_of(contender, site):
-    return contender.trace(int(site.data['images'][0]['name'].split()[0])).tokens
+def left_of(contender, site, image=0):
+    return contender.trace(int(site.data['images'][image]['name'].split()[0])).tokens
 
 
 def test_the_slider_fades_the_tokens_that_have_left_in_all_pictures(opened, site):
@@ -126,7 +127,7 @@ def test_hovering_shows_the_token_in_all_models(opened, site):
         assert opened.told(number)['token'] == 'row 2, column 4'
     told, left = opened.told(1), int(tokens.left[16])
     assert told['left'] == ('never' if left == KEPT else f'after block {left}')
-    found = re.findall(r'(\d+): (-?[\d.e-]+) \(above \d+ %\)', told['score in block'])
+    found = re.findall(r'(\d+):\s(-?[\d.e-]+)\s\(above\s\d+\s%\)', told['score in block'])
     assert [int(block) for block, _ in found] == [
         b for b in range(4) if b in tokens.scores and (left == KEPT or b <= left)
     ]
@@ -159,6 +160,13 @@ def test_another_image_and_other_ways_to_look(opened, site):
     opened.page.locator('#mode').select_option('exit')
     opened.page.wait_for_timeout(60)
     assert opened.page.evaluate(FADED, 1) == 0
+    assert opened.page.locator('.colours:visible').get_attribute('data-mode') == 'exit'
+    colours = opened.page.evaluate(
+        """[...document.querySelectorAll('.tokens[data-model="1"] path')].map(path => path.getAttribute('fill'))"""
+    )
+    left = left_of(site.pruned, site, 1).left
+    shares = {f'#fde725 {100 * block / 4:.1f}%)' for block in left[left < 3].unique().tolist() if block != KEPT}
+    assert {re.search('#fde725.*', colour)[0] for colour in colours if 'color-mix' in (colour or '')} == shares
     opened.page.locator('#mode').select_option('score')
     for under in ('truth', 'prediction'):
         opened.page.locator('#under').select_option(under)
@@ -192,11 +200,27 @@ def test_everything_has_a_name_for_a_screen_reader(opened):
     assert opened.page.locator('h1').count() == 1 and opened.page.locator('html').get_attribute('lang') == 'en'
 
 
+def test_more_classes_than_a_byte_counts(browser, tmp_path):
+    pruned = contend(Segmentor(PRUNING), [item(0)], 'pruned')
+    named = replace(pruned, meta=dict(classes=[f'class no. {i}' for i in range(300)]))
+    write(tmp_path / 'a.html', [replace(named, name='dense', reduction=None), named], 1)
+    page = Opened(browser, tmp_path / 'a.html', viewport=dict(width=1300, height=1500))
+    page.hover(1, 0, 0)
+    label = int(item(0)['data_samples'].gt_sem_seg.data[0, 0, 0])
+    told = page.told(1)
+    assert told['class share'].startswith(f'class no. {label} ')
+    assert told['prediction'] in {f'class no. {i}' for i in range(3)}
+    legend = page.page.locator('#legend li').all_inner_texts()
+    assert f'class no. {label}' in legend and len(legend) <= 3
+    page.context.close()
+    assert page.problems == []
+
+
 def test_boxes_are_drawn(browser, tmp_path):
     items = [boxed(row) for row in range(2)]
     pruned = contend(Detector(PRUNING), items, 'pruned')
     write(tmp_path / 'a.html', [contend(pruned.model, items, 'dense', dense=True), pruned], 2)
-    page = Opened(browser, tmp_path / 'a.html')
+    page = Opened(browser, tmp_path / 'a.html', viewport=dict(width=1300, height=1500))
     frames = '[data-shows="{}"][data-model="{}"] path[stroke-width="2"]'
     assert page.page.locator(frames.format('truth', 0)).count() == 3
     assert page.page.locator(frames.format('prediction', 1)).count() == 2
