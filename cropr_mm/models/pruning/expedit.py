@@ -130,7 +130,7 @@ def _starts(path: Tensor, count: int, padding: Tensor | None) -> Tensor:
         return (index * length // count).expand(path.shape[0], -1)
     pads = padding.sum(dim=1, keepdim=True)
     own = length - pads
-    for_pads = torch.where(pads > 0, (count - own).clamp(min=1), 0).clamp(max=count - (own > 0).long())
+    for_pads = torch.where(pads > 0, (count - own).clamp(min=1), 0).clamp(max=count - (own > 0).to(own.dtype))
     for_own = count - for_pads
     later = own + (index - for_own) * pads // for_pads.clamp(min=1)
     return torch.where(index < for_own, index * own // for_own.clamp(min=1), later)
