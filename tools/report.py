@@ -20,7 +20,7 @@ from mmengine.config import Config
 
 from cropr_mm.benchmark.machine import describe_machine
 from cropr_mm.benchmark.variants import TRAINING_FREE
-from cropr_mm.cli.arguments import add_run_arguments, plain_errors
+from cropr_mm.cli.arguments import add_run_arguments, new_file, plain_errors, print_written
 from cropr_mm.cli.config import load_config
 from cropr_mm.cli.evaluation import check_one_process, spread
 from cropr_mm.cli.inputs import check_images
@@ -31,11 +31,17 @@ from cropr_mm.report.summary import SetSummary, summarize
 from cropr_mm.utils.checks import check_integer, check_number
 
 
+def new_page(text: str) -> str:
+    if not text.endswith(('.html', '.htm')):
+        raise argparse.ArgumentTypeError(f'{text!r}: a file name that ends in .html is expected')
+    return new_file(text)
+
+
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file of mmsegmentation, mmdetection or mmpretrain, with a CroprViT')
     parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument('out', help='HTML file to write')
+    parser.add_argument('out', type=new_page, help='HTML file to write')
     parser.add_argument(
         '--images', type=int, default=12, metavar='N', help='images to look at, from costly to cheap (default: 12)'
     )
@@ -152,30 +158,26 @@ def shown(args: argparse.Namespace, summary: SetSummary, rows: Sequence[int]) ->
     return [order[i] for i in spread(len(order), args.images)]
 
 
-def tell(done: int) -> None:
-    if done % 20 == 0:
-        print(f'{done} images …', flush=True)
-
-
+@plain_errors()
 def main() -> None:
     args = parse_args()
-    with plain_errors():
-        check_args(args)
-        contenders = load_all(args)
-        rows = choose(args, contenders)
-        print(f'{len(rows)} images through {", ".join(one.name for one in contenders)}', flush=True)
-        summary = summarize(contenders, rows, tell)
-        speeds: Any = () if args.no_speed else time_contenders(contenders, args.batch_size, args.rounds)
-        about = describe_machine()
-        machine = f'{about["machine"]}, {about["threads"]} threads, batches of {args.batch_size}, float32'
-        images = shown(args, summary, rows)
-        out = write_page(args.out, args.title, contenders, summary, rows, images, speeds, machine)
+    check_args(args)
+    contenders = load_all(args)
+    rows = choose(args, contenders)
+    print(f'{len(rows)} images through {", ".join(one.name for one in contenders)}', flush=True)
+    summary = summarize(contenders, rows)
+    speeds: Any = () if args.no_speed else time_contenders(contenders, args.batch_size, args.rounds)
+    about = describe_machine()
+    machine = f'{about["machine"]}, {about["threads"]} threads, batches of {args.batch_size}, float32'
+    images = shown(args, summary, rows)
+    out = write_page(args.out, args.title, contenders, summary, rows, images, speeds, machine)
     for i, one in enumerate(contenders):
         speed = f', {speeds[i][0].ratio_to(speeds[0][0]):.2f}× as fast' if speeds else ''
         print(f'{one.name}: {summary.task.metric} {summary.total(i):.1%}{speed}')
-    print(f'report, {out.stat().st_size / 1e6:.1f} MB: {out.resolve()}')
-    if out.stat().st_size > 5e6:
-        print('it is larger than 5 MB: show fewer --images', file=sys.stderr)
+    megabytes = out.stat().st_size / 1e6
+    if megabytes > 5:
+        print(f'the page has {megabytes:.1f} MB; with fewer --images it is smaller', file=sys.stderr)
+    print_written(out.resolve())
 
 
 if __name__ == '__main__':

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from ..analysis.routing import KEPT
+from ..utils.progress import track
 from .contenders import Contender
 from .tasks import Task, task_of
 from .trace import ImageTrace
@@ -70,21 +71,18 @@ class SetSummary:
         return list(np.argsort(-cost, kind='stable'))
 
 
-def summarize(
-    contenders: Sequence[Contender], rows: Iterable[int], tell: Callable[[int], None] = lambda done: None
-) -> SetSummary:
+def summarize(contenders: Sequence[Contender], rows: Sequence[int]) -> SetSummary:
     """Run images through all models.
 
     Args:
         contenders: the dense model first.
         rows: images.
-        tell: called after each image with how many are done.
 
     Raises:
         ValueError: the models predict different things, or there is no image.
     """
     summary: SetSummary | None = None
-    for done, row in enumerate(rows, 1):
+    for row in track(rows, 'images'):
         traces = [one.trace(row) for one in contenders]
         dense = traces[0]
         if summary is None:
@@ -99,7 +97,6 @@ def summarize(
             ):
                 raise ValueError(f'{contender.name} predicts something else than {contenders[0].name}')
             _add(own, summary.task, trace, dense, contender)
-        tell(done)
     if summary is None:
         raise ValueError('no image to report of')
     return summary

@@ -23,7 +23,7 @@ from mmengine.utils import ManagerMixin
 from ..test_tools.conftest import ROOT, forget
 from .table import Row
 
-SECONDS = 60
+SECONDS = 180
 """After which a tool counts as hanging."""
 LOGS = 'work_dirs'
 """What mmengine writes as a run begins may stay here, but no checkpoint and no part of a file."""
