@@ -292,7 +292,8 @@ def _fit_optimizer(cfg: Config, prefix: str, names: Sequence[str]) -> None:
     custom = settings.get('custom_keys') or {}
     pruners = f'{prefix}pruners'
     key = max((key for key in custom if key in pruners), key=len, default=None)
-    if key is not None and custom[key].get('lr_mult', 1) != 1 and any(name.startswith(pruners) for name in names):
+    slowed = key is not None and 'pruners' not in key and custom[key].get('lr_mult', 1) != 1
+    if slowed and any(name.startswith(pruners) for name in names):
         custom[pruners] = {**custom[key], 'lr_mult': 1.0}
         _log(
             f'optim_wrapper.paramwise_cfg.custom_keys.{key}.lr_mult={custom[key]["lr_mult"]} is for pre-trained '

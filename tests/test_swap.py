@@ -218,6 +218,14 @@ def test_scorers_keep_the_full_rate_where_the_backbone_is_slowed_down():
     assert 'backbone.pruners' not in swap_backbone(cfg, DENSE).optim_wrapper.paramwise_cfg.custom_keys
 
 
+@pytest.mark.parametrize('key', ['pruners', 'backbone.pruners'])
+def test_a_rate_of_the_scorers_that_the_config_names_is_left(key):
+    cfg = stock(FCN)
+    cfg.optim_wrapper.paramwise_cfg = dict(custom_keys={key: dict(lr_mult=10.0)})
+    custom = plain(swap_backbone(cfg, PRUNED).optim_wrapper)['paramwise_cfg']['custom_keys']
+    assert custom == {key: dict(lr_mult=10.0)}
+
+
 @pytest.mark.parametrize(
     'constructor, paramwise, rate',
     [
