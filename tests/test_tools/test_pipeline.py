@@ -31,7 +31,7 @@ def test_from_training_to_pictures(library, data_folder, run_tool, capsys):
     target, name = CASES[library]
     config, options = CONFIGS / f'{name}.py', few_iterations(2)
     demo = commands(target)
-    assert list(demo) == ['make_sample_data', 'train', 'benchmark', 'visualize_tokens']
+    assert list(demo) == ['make_sample_data', 'train', 'benchmark', 'visualize_tokens', 'report']
     (data_folder / 'configs').symlink_to(ROOT / 'configs')
     run_tool('train', *demo['train'], *options)
     assert capsys.readouterr().out.endswith(f'written: work_dirs/{target}/train\n')
@@ -39,6 +39,11 @@ def test_from_training_to_pictures(library, data_folder, run_tool, capsys):
     said = capsys.readouterr().out
     assert 'images/s' in said and 'dense' in said and 'head' in said and '145 128 104 88 64 48 24 145' in said
     run_tool('visualize_tokens', *demo['visualize_tokens'], *options)
+    capsys.readouterr()
+    run_tool('report', *demo['report'], '--rounds', 1, '--batch-size', 2, *options)
+    page = data_folder / 'work_dirs' / target / 'report.html'
+    assert capsys.readouterr().out.splitlines()[-1] == f'written: {page.resolve()}'
+    assert page.stat().st_size < 5e6
     checkpoint = data_folder / 'work_dirs' / target / 'train' / 'iter_2.pth'
     assert checkpoint.is_file()
 

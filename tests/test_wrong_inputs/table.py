@@ -549,7 +549,7 @@ SETTINGS = [
     option('model.data_preprocessor.size=None', 'size'),
     option('model=None', 'model'),
     option('default_scope=mmsegg', "default_scope='mmsegg'", 'not installed'),
-    option('default_scope=mmpretrain', "default_scope='mmpretrain'", 'pip install'),
+    option('default_scope=mmrotate', "default_scope='mmrotate'", 'pip install'),
     option('optim_wrapper.optimizer.type=AdamWW', 'AdamWW', 'AdamW'),
     option('optim_wrapper.optimizer.lrr=1', 'lrr', 'lr'),
     option('optim_wrapper.optimizer.lr=-1', 'lr', '-1'),

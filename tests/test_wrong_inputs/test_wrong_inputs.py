@@ -79,7 +79,14 @@ def test_an_interrupted_write_leaves_nothing(tmp_path):
     """A process that gets Ctrl-C while it writes a data set."""
     out, env = tmp_path / 'sample', {**os.environ, 'PYTHONPATH': str(ROOT)}
     command = [sys.executable, str(tool_file('make_sample_data')), str(out)]
-    run = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=env)
+    run = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        env=env,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore it
+    )
     while run.poll() is None and not any(tmp_path.rglob('*.jpg')):
         time.sleep(0.05)
     run.send_signal(signal.SIGINT)
