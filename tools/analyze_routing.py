@@ -75,7 +75,7 @@ def main() -> None:
         )
         if args.against:
             config, checkpoint = args.against
-            other = load_model(load_config(argparse.Namespace(**{**vars(args), 'config': config})), checkpoint)
+            other = load_model(load_config(args, config), checkpoint)
             shares['overlap'] = routing_overlap(model, other, batches('both models'))
     print(
         f'{shares["images"]} images, {shares["object_tokens"]} tokens on objects, '

@@ -16,8 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config
-
 from cropr_mm.benchmark.machine import describe_machine
 from cropr_mm.benchmark.variants import TRAINING_FREE
 from cropr_mm.cli.arguments import add_run_arguments, new_file, plain_errors, print_written
@@ -91,22 +89,18 @@ def check_args(args: argparse.Namespace) -> None:
     load_altair()
 
 
-def config_of(args: argparse.Namespace, config: str) -> Config:
-    return load_config(argparse.Namespace(**{**vars(args), 'config': config}))
-
-
 def load_all(args: argparse.Namespace) -> list[Contender]:
     """The models of the page, the dense one first."""
-    cfg = config_of(args, args.config)
+    cfg = load_config(args)
     files = args.files or []
     first = load_contender(cfg, args.checkpoint, Path(args.config).stem, files)
     dense = without_reduction(first)
     if args.dense:
-        own = load_contender(config_of(args, args.dense[0]), args.dense[1], Path(args.dense[0]).stem, files)
+        own = load_contender(load_config(args, args.dense[0]), args.dense[1], Path(args.dense[0]).stem, files)
         dense = replace(own, reduction=None)
     others = [] if first.reduction is None else [first]
     for config, checkpoint in args.against:
-        others.append(load_contender(config_of(args, config), checkpoint, Path(config).stem, files))
+        others.append(load_contender(load_config(args, config), checkpoint, Path(config).stem, files))
     pruning = cfg.model.backbone.get('pruning')
     others += [with_reducer(dense, name, pruning, args.rate) for name in args.reducer]
     if not others:

@@ -22,8 +22,12 @@ from .errors import one_line
 SUFFIXES = ('.py', '.json', '.yaml', '.yml')
 
 
-def load_config(args: argparse.Namespace) -> Config:
-    """Read the config file and put the shared command line options into it.
+def load_config(args: argparse.Namespace, config: str | None = None) -> Config:
+    """Read a config file and put the shared command line options into it.
+
+    Args:
+        args: of the command line.
+        config: a file in place of ``args.config``, where a tool takes several; the options hold for all of them.
 
     Raises:
         FileNotFoundError: there is no such config; the message names similar ones.
@@ -32,10 +36,11 @@ def load_config(args: argparse.Namespace) -> Config:
             completely.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    cfg = read_config(args.config)
+    config = config or args.config
+    cfg = read_config(config)
     cfg.launcher = args.launcher
     merge_options(cfg, args.cfg_options)
-    cfg.work_dir = args.work_dir or cfg.get('work_dir') or os.path.join('work_dirs', Path(args.config).stem)
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or os.path.join('work_dirs', Path(config).stem)
     register_library(cfg)
     check_config(cfg)
     return cfg

@@ -29,7 +29,7 @@ def check_data(cfg: Config, loaders: Sequence[str]) -> None:
         FileNotFoundError: names the config key, the path and the hint.
         ValueError: a folder of images has none, or a small file of annotations is not what its data set reads.
     """
-    hint = cfg.get('data_hint')
+    hint, read = cfg.get('data_hint'), set()
     for loader in loaders:
         for key, dataset in _datasets(cfg.get(loader) or {}, loader):
             for name, path in _dataset_paths(dataset):
@@ -39,11 +39,12 @@ def check_data(cfg: Config, loaders: Sequence[str]) -> None:
                     _check_folder(where, path, dataset.get('img_suffix') or '')
                 if name == 'ann_file' and _is_small_json(path):
                     _check_annotations(where, path, dataset)
+                    read.add(os.path.abspath(path))
         if cfg.get(loader):
             evaluator = loader.replace('dataloader', 'evaluator')
             for path in _evaluator_paths(cfg.get(evaluator)):
                 _check_there(f'{evaluator}.ann_file', path, hint)
-                if _is_small_json(path):
+                if _is_small_json(path) and os.path.abspath(path) not in read:
                     _read_json(f'{evaluator}.ann_file', path)
 
 

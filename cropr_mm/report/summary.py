@@ -88,7 +88,7 @@ def summarize(contenders: Sequence[Contender], rows: Sequence[int]) -> SetSummar
         if summary is None:
             task = task_of(dense.prediction, number_of_classes(contenders[0], dense))
             summary = SetSummary(task, dense.truth is not None, [], [Summary() for _ in contenders])
-        summary.names.append(name_of(contenders[0].items[row], row))
+        summary.names.append(dense.name or f'image {row}')
         for own, trace, contender in zip(summary.models, traces, contenders):
             if (
                 trace.prediction is None
@@ -153,9 +153,3 @@ def number_of_classes(contender: Contender, trace: ImageTrace) -> int:
     if trace.prediction is not None and 'classes' in trace.prediction:
         return len(trace.prediction['classes'])
     raise ValueError('neither the data set nor the checkpoint of the first model (meta.dataset_meta) names classes')
-
-
-def name_of(item: dict[str, Any], row: int) -> str:
-    """The file name of an image."""
-    path = item['data_samples'].metainfo.get('img_path')
-    return path.replace('\\', '/').rsplit('/', 1)[-1] if path else f'image {row}'

@@ -148,6 +148,7 @@ class ImageTrace:
         prediction, truth: see :func:`~cropr_mm.analysis.pictures.labels_of`.
         before: what the head predicts without the last block, in which tokens that left attend once more; None where
             they do not.
+        name: of the image file; None where the data sample names none.
     """
 
     image: np.ndarray
@@ -158,6 +159,7 @@ class ImageTrace:
     prediction: dict[str, Any] | None
     truth: dict[str, Any] | None
     before: dict[str, Any] | None = None
+    name: str | None = None
 
 
 def trace_image(model: nn.Module, item: dict[str, Any], seed: int = 0, before: bool = False) -> ImageTrace:
@@ -193,7 +195,12 @@ def trace_image(model: nn.Module, item: dict[str, Any], seed: int = 0, before: b
         prediction,
         labels_of(sample, 'gt', shape),
         again,
+        _file_name(sample.metainfo.get('img_path')),
     )
+
+
+def _file_name(path: str | None) -> str | None:
+    return path.replace('\\', '/').rsplit('/', 1)[-1] if path else None
 
 
 def entered(exits: Sequence[Tensor], backbone: CroprViT) -> np.ndarray:

@@ -97,7 +97,7 @@ def check_suffix(path: str | Path, suffixes: Sequence[str], key: str = '') -> Pa
 
 
 def nearest(name: str, valid: Iterable[str], most: int = 20) -> str:
-    """How a message goes on after a wrong name: with those that are near, else with all, where they are few."""
+    """The end of a message on a wrong name: those that are near, else all, where they are few."""
     names = [str(one) for one in dict.fromkeys(valid)]
     near = difflib.get_close_matches(name, names, n=2)
     if near:

@@ -37,7 +37,7 @@ def progress_bar(title: str, total: int | None, show: bool = True) -> Iterator[C
     """As :func:`track`, for steps that the body counts by calling what it is given.
 
     It is drawn with rich, which mmengine brings, from within these calls: no thread draws in between, so that what is
-    being timed is not disturbed. Lines that are printed meanwhile appear above it. It leaves nothing behind.
+    being timed is not disturbed. Lines that are printed meanwhile appear above it. At its end it is gone.
     """
     if not (show and sys.stderr.isatty() and os.environ.get('TERM') != 'dumb'):
         yield lambda: None

@@ -28,7 +28,7 @@ MMSEG, MMDET = 'fcn_cropr-vit_sample', 'mask-rcnn_cropr-vit_sample'
 
 
 class States(Hook):
-    """What a training leaves behind besides its log: weights, the states of the generators, predictions' metrics."""
+    """What a training gives besides its log: weights, the states of the generators, predictions' metrics."""
 
     priority = 'LOWEST'
 

@@ -1,4 +1,4 @@
-"""Each wrong input of the table ends in one line that says what is wrong, and leaves nothing half-done behind."""
+"""Each wrong input of the table ends in one line that says what is wrong, and leaves nothing half-done."""
 
 from __future__ import annotations
 
